@@ -1,0 +1,60 @@
+"""Every input error is worded here: what was got, what was expected, what to do."""
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the catalogue uses this module without torch
+    from torch import Tensor
+
+__all__ = [
+    'check_choice', 'check_multiple', 'check_positive', 'check_range', 'check_same_shape', 'nearest',
+]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words that end an 'unknown name' message: the nearest known name, or all of them when few."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f'did you mean {close[0]!r}? ' if close else ''
+    listed = ', '.join(names) if len(names) <= 30 else f'{len(names)} names'
+    return f'{hint}Known: {listed}.'
+
+
+def check_choice(*, choices: Iterable[str], **named: str) -> None:
+    """Raise ValueError unless each named value is one of `choices`."""
+    choices = tuple(choices)
+    for name, value in named.items():
+        if value not in choices:
+            raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, got {value!r}.')
+
+
+def check_range(*, low: float, high: float, closed: bool = False, **named: float) -> None:
+    """Raise ValueError unless low <= value < high (low <= value <= high when closed) for each named value."""
+    for name, value in named.items():
+        if not (low <= value <= high if closed else low <= value < high):
+            raise ValueError(f'{name} must be in [{low:g}, {high:g}{"]" if closed else ")"}, got {value!r}.')
+
+
+def check_positive(**named: int) -> None:
+    """Raise ValueError unless each named value is a whole number of at least 1."""
+    for name, value in named.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f'{name} must be an int, got {type(value).__name__} {value!r}.')
+        if value < 1:
+            raise ValueError(f'{name} must be at least 1, got {value}.')
+
+
+def check_multiple(*, of: int, **named: int) -> None:
+    """Raise ValueError unless each named value is a multiple of `of`."""
+    for name, value in named.items():
+        if value % of:
+            below, above = value // of * of, -(-value // of) * of
+            hint = f'{below} or {above}' if below else f'{above}'
+            raise ValueError(f'{name} must be a multiple of {of}, got {value}; the nearest are {hint}.')
+
+
+def check_same_shape(**named: 'Tensor') -> None:
+    """Raise ValueError unless all named tensors have one shape."""
+    if len({tuple(tensor.shape) for tensor in named.values()}) > 1:
+        shapes = ', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in named.items())
+        raise ValueError(f'shapes must be equal, got {shapes}.')

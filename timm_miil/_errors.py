@@ -1,0 +1,19 @@
+"""Error types a caller may want to tell apart; plain ValueError and TypeError serve for wrong arguments."""
+
+__all__ = ['CatalogError', 'CheckpointError', 'PredictionError', 'RecipeError']
+
+
+class CatalogError(ValueError):
+    """A data file of the catalogue is wrong; the message names file, table and key."""
+
+
+class CheckpointError(RuntimeError):
+    """Weights do not fit the network they are loaded into, or a file is not a checkpoint."""
+
+
+class PredictionError(RuntimeError):
+    """A picture could not be read or a model could not be used for tagging."""
+
+
+class RecipeError(ValueError):
+    """A training recipe holds an unknown key or a value of the wrong type or range."""

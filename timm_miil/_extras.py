@@ -1,0 +1,32 @@
+"""Optional packages: which pip extra brings which import."""
+import importlib
+from types import ModuleType
+
+__all__ = ['EXTRA_OF_IMPORT', 'require']
+
+EXTRA_OF_IMPORT = {
+    'sklearn': 'train',
+    'onnx': 'export',
+    'onnxruntime': 'export',
+    'scipy': 'nas',
+    'soundfile': 'audio',
+    'av': 'video',
+    'gradio': 'demo',
+}
+
+
+def require(import_name: str) -> ModuleType:
+    """Import an optional package.
+
+    Args:
+        import_name: Dotted module name; its first part is listed in `EXTRA_OF_IMPORT`.
+
+    Raises:
+        ImportError: If the package is not installed, with the pip line that installs it.
+    """
+    extra = EXTRA_OF_IMPORT[import_name.partition('.')[0]]
+    try:
+        return importlib.import_module(import_name)
+    except ImportError as error:
+        raise ImportError(
+            f'{import_name} is needed here and is not installed; run: pip install "timm-miil[{extra}]".') from error
