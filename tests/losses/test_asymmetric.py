@@ -137,7 +137,7 @@ def test_beyond_the_eps_clamp_value_is_flat_and_gradient_zero(dtype, clip):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize('detach_focal', [True, False])
-@pytest.mark.parametrize('gammas', [(4.0, 0.0), (0.5, 0.01), (0.3, 3.0)])
+@pytest.mark.parametrize('gammas', [(4.0, 0.0), (0.5, 0.01), (0.01, 3.0)])
 @pytest.mark.parametrize('clip', [0.0, 0.05])
 def test_saturated_logits_stay_finite(dtype, detach_focal, gammas, clip):
     values = [0.0, 1e-3, 5.0, 20.0, 87.0, 88.5, 95.0, 104.0, 1e4, math.log(0.05 / 0.95)]
