@@ -1,0 +1,143 @@
+"""Every fact that someone could cite: papers, published weights with their metrics, label sets.
+
+The facts stand in TOML files beside this module; the functions here read them at first use, strictly, and
+hand out immutable records. Standard library only: neither torch nor timm is needed to look something up.
+
+Example:
+    >>> from timm_miil import catalog
+    >>> entry = catalog.weight('mldecoder_tresnet_l.miil_coco_448')
+    >>> entry.input_size, entry.metrics[0].value, catalog.paper(entry.paper).arxiv
+    ((3, 448, 448), 90.1, '2111.12933')
+    >>> catalog.label_set('coco_80').labels[:3]
+    ('person', 'bicycle', 'car')
+"""
+import fnmatch
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from timm_miil._checks import nearest
+from timm_miil._errors import CatalogError
+from timm_miil.catalog import _reader
+from timm_miil.catalog._records import HEADS, METRICS, LabelSet, Metric, Paper, TimmFacts, Weights
+from timm_miil.catalog._timm_cfg import describes_fully, timm_cfg
+
+__all__ = [
+    'HEADS', 'METRICS', 'CatalogError', 'LabelSet', 'Metric', 'Paper', 'TimmFacts', 'Weights', 'families',
+    'find', 'label_set', 'label_sets', 'paper', 'papers', 'pretrained_cfgs', 'weight', 'weights',
+]
+
+_ROOT = Path(__file__).parent.parent
+_Record = TypeVar('_Record')
+
+
+@functools.cache
+def papers() -> Mapping[str, Paper]:
+    """All papers by id, read-only.
+
+    Raises:
+        CatalogError: If the data file is wrong.
+    """
+    return _reader.read_papers(_ROOT)
+
+
+@functools.cache
+def label_sets() -> Mapping[str, LabelSet]:
+    """All label sets by name, read-only.
+
+    Raises:
+        CatalogError: If a data file is wrong.
+    """
+    return _reader.read_label_sets(_ROOT)
+
+
+@functools.cache
+def weights() -> Mapping[str, Weights]:
+    """All weights by 'architecture.tag', read-only.
+
+    Raises:
+        CatalogError: If a data file is wrong.
+    """
+    return _reader.read_all_weights(_ROOT, papers(), label_sets())
+
+
+@functools.cache
+def families() -> tuple[str, ...]:
+    """Names of the families, one a file of weights, sorted."""
+    return _reader.family_names(_ROOT)
+
+
+def paper(id: str) -> Paper:
+    """The paper with this id.
+
+    Raises:
+        CatalogError: If there is none; the message names the nearest.
+    """
+    return _lookup(papers(), id, 'paper')
+
+
+def label_set(name: str) -> LabelSet:
+    """The label set with this name.
+
+    Raises:
+        CatalogError: If there is none; the message names the nearest.
+    """
+    return _lookup(label_sets(), name, 'label set')
+
+
+def weight(name: str) -> Weights:
+    """The weights with this 'architecture.tag'.
+
+    Raises:
+        CatalogError: If there are none; the message names the nearest.
+    """
+    return _lookup(weights(), name, 'weights')
+
+
+def find(pattern: str) -> tuple[Weights, ...]:
+    """The weights whose name matches a shell pattern such as '*coco*', in the order of the files.
+
+    Raises:
+        CatalogError: If a data file is wrong.
+    """
+    return tuple(entry for name, entry in weights().items() if fnmatch.fnmatchcase(name, pattern))
+
+
+def pretrained_cfgs(family: str) -> dict[str, dict[str, object]]:
+    """Keyword arguments of timm's `PretrainedCfg` by 'architecture.tag', fresh at every call.
+
+    Left out are weights that timm has under this very name, which must not be registered twice, and weights
+    whose class count or preprocessing is not known, where timm would silently put ImageNet-1k's. The
+    environment variable TIMM_MIIL_HUB_NAMESPACE replaces the namespace of Hub ids.
+
+    Args:
+        family: Name of a family, as listed by `families`.
+
+    Raises:
+        CatalogError: If there is no such family, or a data file is wrong.
+        ValueError: If TIMM_MIIL_HUB_NAMESPACE is no namespace.
+    """
+    if family not in families():
+        raise CatalogError(f'unknown family {family!r}; {nearest(family, families())}')
+    return {
+        name: timm_cfg(
+            entry,
+            root=_ROOT,
+            paper=paper(entry.paper),
+            label_set=label_set(entry.labels) if entry.labels else None,
+        )
+        for name, entry in _family(family).items() if entry.timm_tag is None and describes_fully(entry)
+    }
+
+
+@functools.cache
+def _family(name: str) -> Mapping[str, Weights]:
+    # One file, not `weights()`: this runs while timm_miil is imported.
+    return _reader.read_family(_ROOT, name, papers(), label_sets())
+
+
+def _lookup(records: Mapping[str, _Record], name: str, what: str) -> _Record:
+    if name not in records:
+        raise CatalogError(f'unknown {what} {name!r}; {nearest(name, records)}')
+    return records[name]

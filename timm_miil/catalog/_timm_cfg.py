@@ -1,0 +1,69 @@
+"""Entries of the catalogue in the words of timm's pretrained configurations."""
+import os
+import re
+from pathlib import Path
+
+from timm_miil.catalog._records import LabelSet, Paper, Weights
+
+__all__ = ['HUB_NAMESPACE_VARIABLE', 'describes_fully', 'timm_cfg']
+
+HUB_NAMESPACE_VARIABLE = 'TIMM_MIIL_HUB_NAMESPACE'
+
+
+def describes_fully(entry: Weights) -> bool:
+    """Whether the facts are enough for timm, which would fill gaps with ImageNet-1k's."""
+    needed = (entry.num_classes, entry.mean, entry.std, entry.interpolation, entry.crop_pct, entry.crop_mode)
+    return all(fact is not None for fact in needed)
+
+
+def timm_cfg(entry: Weights, *, root: Path, paper: Paper, label_set: LabelSet | None) -> dict[str, object]:
+    """Keyword arguments of timm's `PretrainedCfg` for one entry; facts the entry lacks are left out.
+
+    Args:
+        entry: The entry.
+        root: Folder that `entry.file` is relative to.
+        paper: The paper it cites.
+        label_set: Its label set, or None.
+
+    Raises:
+        ValueError: If the environment variable `HUB_NAMESPACE_VARIABLE` is no namespace.
+    """
+    stride, (_, height, width) = entry.timm.pool_stride, entry.input_size
+    cfg = {
+        'url': entry.url,
+        'file': entry.file and str(root / entry.file),
+        'hf_hub_id': entry.hf_hub_id and _in_namespace(entry.hf_hub_id),
+        'input_size': entry.input_size,
+        'fixed_input_size': entry.timm.fixed_input_size,
+        'interpolation': entry.interpolation,
+        'crop_pct': entry.crop_pct,
+        'crop_mode': entry.crop_mode,
+        'mean': entry.mean,
+        'std': entry.std,
+        'num_classes': entry.num_classes,
+        'label_names': label_set and label_set.labels,
+        # Rounded up, as padded convolutions do.
+        'pool_size': stride and (-(-height // stride), -(-width // stride)),
+        'first_conv': _one_or_all(entry.timm.first_conv),
+        'classifier': _one_or_all(entry.timm.classifier),
+        'license': entry.licence and entry.licence.lower(),
+        'origin_url': entry.source_repo and f'https://github.com/{entry.source_repo}',
+        'paper_name': paper.title,
+        'paper_ids': paper.arxiv and f'arXiv:{paper.arxiv}',
+    }
+    return {key: value for key, value in cfg.items() if value is not None}
+
+
+def _one_or_all(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """timm's form: the name itself when there is one, a tuple when there are several."""
+    return names[0] if len(names) == 1 else names or None
+
+
+def _in_namespace(hub_id: str) -> str:
+    namespace = os.environ.get(HUB_NAMESPACE_VARIABLE)
+    if not namespace:
+        return hub_id
+    if not re.fullmatch(r'[\w.-]+', namespace):
+        raise ValueError(
+            f'{HUB_NAMESPACE_VARIABLE} must name a user or an organisation on the Hub, got {namespace!r}.')
+    return f'{namespace}/{hub_id.partition("/")[2]}'
