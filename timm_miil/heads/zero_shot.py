@@ -1,0 +1,128 @@
+"""Zero-shot ML-Decoder: the queries are word vectors, so the label set is free at run time.
+
+Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", arXiv:2111.12933, section on zero-shot
+learning; original code in Alibaba-MIIL/ML_Decoder. Deviations: the word vectors are a (K, E) buffer that follows
+the module's device and dtype; the original keeps a plain (E, K) attribute that does neither.
+"""
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_miil._checks import check_positive
+from timm_miil.heads.ml_decoder import (
+    DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, QueryDecoder, flatten_features)
+
+__all__ = ['ZeroShotMLDecoder']
+
+WORD_DIM = 300
+
+
+class ZeroShotMLDecoder(nn.Module):
+    """ML-Decoder whose queries are projected word vectors and whose last layer is shared by all classes.
+
+    Args:
+        in_features: Channels of the features.
+        word_dim: Length E of a word vector.
+        embed_dim: Decoder width D, a multiple of num_heads.
+        num_heads: Attention heads.
+        feedforward_dim: Width of the decoder's hidden layer.
+        drop_rate: Dropout inside the decoder, in [0, 1).
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        TypeError: If a size is not an int.
+        ValueError: If a size is below 1, embed_dim is not a multiple of num_heads, or drop_rate out of range.
+
+    Example:
+        >>> import torch
+        >>> head = ZeroShotMLDecoder(in_features=64, word_dim=50, embed_dim=32)
+        >>> head.set_word_vectors(torch.randn(6, 50))
+        >>> head(torch.randn(2, 49, 64)).shape
+        torch.Size([2, 6])
+    """
+
+    if TYPE_CHECKING:
+        word_vectors: Tensor
+
+    def __init__(
+            self,
+            in_features: int,
+            word_dim: int = WORD_DIM,
+            embed_dim: int = EMBED_DIM,
+            num_heads: int = NUM_HEADS,
+            feedforward_dim: int = FEEDFORWARD_DIM,
+            drop_rate: float = DROP_RATE,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(in_features=in_features, word_dim=word_dim)
+        self.in_features = in_features
+        self.word_dim = word_dim
+        self.decoder = QueryDecoder(embed_dim, num_heads, feedforward_dim, drop_rate, device=device, dtype=dtype)
+        self.embed = nn.Linear(in_features, embed_dim, device=device, dtype=dtype)
+        self.word_embed = nn.Linear(word_dim, embed_dim, device=device, dtype=dtype)
+        self.group_fc = SharedLinear(embed_dim, device=device, dtype=dtype)
+        # Not in the checkpoint: the label set is the caller's.
+        self.register_buffer('word_vectors', torch.empty(0, word_dim, device=device, dtype=dtype), persistent=False)
+
+    @torch.jit.ignore
+    def set_word_vectors(self, word_vectors: Tensor) -> None:
+        """Choose the label set, for training or for inference.
+
+        Args:
+            word_vectors: One row a label, shape (K, E); copied to the head's device and dtype.
+
+        Raises:
+            ValueError: If the shape is not (K, E) with K at least 1.
+        """
+        if word_vectors.ndim != 2 or word_vectors.shape[1] != self.word_dim or not len(word_vectors):
+            hint = '; pass word_vectors.T' if tuple(word_vectors.shape[:1]) == (self.word_dim,) else ''
+            raise ValueError(
+                f'word_vectors must have shape (K, {self.word_dim}), got {tuple(word_vectors.shape)}{hint}.')
+        self.word_vectors = word_vectors.detach().to(self.word_vectors, copy=True)
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights, as after `to_empty`."""
+        for module in (self.embed, self.word_embed, self.decoder, self.group_fc):
+            module.reset_parameters()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Score every label of the current set.
+
+        Args:
+            features: Map (B, in_features, H, W) or tokens (B, N, in_features), the head's dtype.
+
+        Returns:
+            Logits (B, K), one a word vector.
+
+        Raises:
+            RuntimeError: If no word vectors were set.
+            ValueError: If the shape of the features is wrong.
+        """
+        if self.word_vectors.shape[0] == 0:
+            raise RuntimeError('the zero-shot head has no label set yet; call set_word_vectors((K, E) tensor) first.')
+        memory = F.relu(self.embed(flatten_features(features, self.in_features)))
+        query = F.relu(self.word_embed(self.word_vectors))
+        return self.group_fc(self.decoder(query, memory))
+
+
+class SharedLinear(nn.Module):
+    """One score a query, by a weight (D, 1) and a bias (1) that all queries share."""
+
+    def __init__(self, embed_dim: int, **placement: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(embed_dim, 1, **placement))
+        self.bias = nn.Parameter(torch.empty(1, **placement))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map decoded queries (B, K, D) to logits (B, K)."""
+        return (x @ self.weight).squeeze(-1) + self.bias
