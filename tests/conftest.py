@@ -1,0 +1,88 @@
+"""What several rooms of the tests share: the fixtures' folder, and the package really built and installed."""
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+OURS = ('timm_miil', '_timm_miil_boot', '__editable__')
+NOT_SOURCE = shutil.ignore_patterns('.*', '__pycache__', 'build', 'dist', '*.egg-info', 'fixtures', 'results')
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment in which our wheel is installed."""
+    root: Path
+
+    @property
+    def site_packages(self) -> Path:
+        [found] = self.root.glob('lib/python*/site-packages')
+        return found
+
+    def run(self, *command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run one of its programs outside the checkout, offline; `variables` join the process environment."""
+        kept = {name: value for name, value in os.environ.items()
+                if not name.startswith(('PYTHON', 'TIMM_MIIL_', 'TORCH_DEVICE_', 'COV_CORE_'))}
+        offline = {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(cwd / 'hf'), 'OMP_NUM_THREADS': '1'}
+        return subprocess.run(
+            [self.root / 'bin' / command[0], *command[1:]], cwd=cwd, env=kept | offline | variables,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope='session')
+def fixtures_dir() -> Path:
+    return CHECKOUT / 'tests' / 'fixtures'
+
+
+@pytest.fixture(scope='session')
+def build_distribution():
+    """A function (source folder, output folder, '--wheel' or '--sdist') -> the file made, offline."""
+    def build(source: Path, dist: Path, kind: str) -> Path:
+        done = subprocess.run(
+            [sys.executable, '-m', 'build', '--no-isolation', kind, '--outdir', dist, source],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        [made] = dist.iterdir()
+        return made
+    return build
+
+
+@pytest.fixture(scope='session')
+def source_tree(tmp_path_factory) -> Path:
+    """A copy of the checkout to build from: setuptools leaves build/ and *.egg-info where it builds."""
+    copy = tmp_path_factory.mktemp('source') / 'timm-miil'
+    return Path(shutil.copytree(CHECKOUT, copy, ignore=NOT_SOURCE))
+
+
+@pytest.fixture(scope='session')
+def wheel(source_tree, build_distribution, tmp_path_factory) -> Path:
+    return build_distribution(source_tree, tmp_path_factory.mktemp('wheel'), '--wheel')
+
+
+@pytest.fixture(scope='session')
+def installed(wheel, tmp_path_factory) -> Environment:
+    """A virtual environment with our wheel, and everything else from the environment the tests run in.
+
+    That one may hold timm-miil itself, so its packages are reached through a folder of links that leaves ours
+    out: what is taken away from this environment is really gone.
+    """
+    root = tmp_path_factory.mktemp('installed')
+    venv.create(root / 'venv', symlinks=True, with_pip=False)
+    links = root / 'links'
+    links.mkdir()
+    for folder in map(Path, sys.path):
+        for entry in folder.iterdir() if folder.name in ('site-packages', 'dist-packages') else ():
+            if not entry.name.startswith(OURS) and not (links / entry.name).is_symlink():
+                (links / entry.name).symlink_to(entry)
+    environment = Environment(root / 'venv')
+    (environment.site_packages / 'links.pth').write_text(f'{links}\n')
+    subprocess.run(
+        [sys.executable, '-m', 'pip', '--python', environment.root, '--quiet', '--disable-pip-version-check',
+         'install', '--no-deps', '--no-index', '--no-cache-dir', wheel],
+        stdin=subprocess.DEVNULL, check=True)
+    return environment
