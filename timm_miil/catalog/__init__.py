@@ -25,7 +25,7 @@ from timm_miil.catalog._timm_cfg import describes_fully, timm_cfg
 
 __all__ = [
     'HEADS', 'METRICS', 'CatalogError', 'LabelSet', 'Metric', 'Paper', 'TimmFacts', 'Weights', 'families',
-    'find', 'label_set', 'label_sets', 'paper', 'papers', 'pretrained_cfgs', 'weight', 'weights',
+    'find', 'label_set', 'label_sets', 'paper', 'papers', 'pretrained_cfgs', 'weight', 'weights', 'weights_of',
 ]
 
 _ROOT = Path(__file__).parent.parent
@@ -60,6 +60,18 @@ def weights() -> Mapping[str, Weights]:
         CatalogError: If a data file is wrong.
     """
     return _reader.read_all_weights(_ROOT, papers(), label_sets())
+
+
+@functools.cache
+def weights_of(family: str) -> Mapping[str, Weights]:
+    """The weights of one family by 'architecture.tag', read-only; no other family's file is opened.
+
+    Raises:
+        CatalogError: If there is no such family, or a data file is wrong.
+    """
+    if family not in families():
+        raise CatalogError(f'unknown family {family!r}; {nearest(family, families())}')
+    return _reader.read_family(_ROOT, family, papers(), label_sets())
 
 
 @functools.cache
@@ -118,8 +130,6 @@ def pretrained_cfgs(family: str) -> dict[str, dict[str, object]]:
         CatalogError: If there is no such family, or a data file is wrong.
         ValueError: If TIMM_MIIL_HUB_NAMESPACE is no namespace.
     """
-    if family not in families():
-        raise CatalogError(f'unknown family {family!r}; {nearest(family, families())}')
     return {
         name: timm_cfg(
             entry,
@@ -127,14 +137,8 @@ def pretrained_cfgs(family: str) -> dict[str, dict[str, object]]:
             paper=paper(entry.paper),
             label_set=label_set(entry.labels) if entry.labels else None,
         )
-        for name, entry in _family(family).items() if entry.timm_tag is None and describes_fully(entry)
+        for name, entry in weights_of(family).items() if entry.timm_tag is None and describes_fully(entry)
     }
-
-
-@functools.cache
-def _family(name: str) -> Mapping[str, Weights]:
-    # One file, not `weights()`: this runs while timm_miil is imported.
-    return _reader.read_family(_ROOT, name, papers(), label_sets())
 
 
 def _lookup(records: Mapping[str, _Record], name: str, what: str) -> _Record:
