@@ -21,7 +21,7 @@ from timm_miil._checks import nearest
 from timm_miil._errors import CatalogError
 from timm_miil.catalog import _reader
 from timm_miil.catalog._records import HEADS, METRICS, LabelSet, Metric, Paper, TimmFacts, Weights
-from timm_miil.catalog._timm_cfg import describes_fully, timm_cfg
+from timm_miil.catalog._timm_cfg import can_register, timm_cfg
 
 __all__ = [
     'HEADS', 'METRICS', 'CatalogError', 'LabelSet', 'Metric', 'Paper', 'TimmFacts', 'Weights', 'families',
@@ -119,9 +119,10 @@ def find(pattern: str) -> tuple[Weights, ...]:
 def pretrained_cfgs(family: str) -> dict[str, dict[str, object]]:
     """Keyword arguments of timm's `PretrainedCfg` by 'architecture.tag', fresh at every call.
 
-    Left out are weights that timm has under this very name, which must not be registered twice, and weights
-    whose class count or preprocessing is not known, where timm would silently put ImageNet-1k's. The
-    environment variable TIMM_MIIL_HUB_NAMESPACE replaces the namespace of Hub ids.
+    Left out are weights that timm has under the very name, for a name registered twice hides the first;
+    weights that no network of the timm kind can hold; and weights whose class count or preprocessing is not
+    known, where timm would put ImageNet-1k's. The environment variable TIMM_MIIL_HUB_NAMESPACE replaces the
+    namespace of Hub ids.
 
     Args:
         family: Name of a family, as listed by `families`.
@@ -137,7 +138,7 @@ def pretrained_cfgs(family: str) -> dict[str, dict[str, object]]:
             paper=paper(entry.paper),
             label_set=label_set(entry.labels) if entry.labels else None,
         )
-        for name, entry in weights_of(family).items() if entry.timm_tag is None and describes_fully(entry)
+        for name, entry in weights_of(family).items() if can_register(entry)
     }
 
 

@@ -183,10 +183,12 @@ def _timm_facts(file: Path, values: Mapping[str, object], architectures: list[st
         table = Table(file, f'timm.{architecture}', refined.get(architecture, {}))
         table.inherit(shared)
         facts[architecture] = TimmFacts(
+            body=table.optional('body', NAME),
             first_conv=table.optional('first_conv', MODULES) or (),
             classifier=table.optional('classifier', MODULES) or (),
             pool_stride=table.optional('pool_stride', WHOLE),
             fixed_input_size=table.optional('fixed_input_size', YES_NO) or False,
+            loadable=table.optional('loadable', YES_NO) is not False,
         )
         table.close()
     return facts
@@ -251,7 +253,6 @@ def _entry(
         source_repo=table.optional('source_repo', REPO),
         published_in=table.optional('published_in', TEXT),
         source_architecture=table.optional('source_architecture', TEXT),
-        timm_architecture=table.optional('timm_architecture', NAME),
         timm_tag=table.optional('timm_tag', NAME_TAG),
         licence=table.optional('licence', TEXT),
         notes=table.optional('notes', TEXTS) or (),

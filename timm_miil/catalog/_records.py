@@ -114,16 +114,20 @@ class TimmFacts:
     """What only timm needs to know of an architecture.
 
     Attributes:
+        body: timm's name of the network that an architecture of ours is built on; None when there is none.
         first_conv: Dotted names of the input convolutions, which `in_chans` adapts.
         classifier: Dotted names of the modules that depend on the number of classes.
         pool_stride: Input pixels per pixel of the last feature map; None when there is no such map.
         fixed_input_size: Whether the network takes its own input size only.
+        loadable: Whether a network of the timm kind can hold the weights; not so for a search supernet.
     """
 
+    body: str | None = None
     first_conv: tuple[str, ...] = ()
     classifier: tuple[str, ...] = ()
     pool_stride: int | None = None
     fixed_input_size: bool = False
+    loadable: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +156,7 @@ class Weights:
         hf_hub_id: Full id of the Hub repository with the converted weights; None until published.
         source_repo: 'owner/name' on GitHub of the authors' repository.
         published_in: File of that repository that gives the URL.
-        source_architecture: What the authors call the network.
-        timm_architecture: timm's name of the network, of its body under another head; None if it lacks it.
+        source_architecture: What the authors call the network, when it is not `architecture`.
         timm_tag: timm's 'architecture.tag' for this very file; None when timm does not have it.
         licence: SPDX identifier of the source repository's licence; None when it has none.
         notes: Remarks, one a line.
@@ -182,7 +185,6 @@ class Weights:
     source_repo: str | None = None
     published_in: str | None = None
     source_architecture: str | None = None
-    timm_architecture: str | None = None
     timm_tag: str | None = None
     licence: str | None = None
     notes: tuple[str, ...] = ()

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from timm_miil.catalog._records import LabelSet, Paper, Weights
 
-__all__ = ['HUB_NAMESPACE_VARIABLE', 'describes_fully', 'timm_cfg']
+__all__ = ['HUB_NAMESPACE_VARIABLE', 'can_register', 'timm_cfg']
 
 HUB_NAMESPACE_VARIABLE = 'TIMM_MIIL_HUB_NAMESPACE'
 
 
-def describes_fully(entry: Weights) -> bool:
-    """Whether the facts are enough for timm, which would fill gaps with ImageNet-1k's."""
+def can_register(entry: Weights) -> bool:
+    """Whether timm lacks these weights, can hold them, and gets all the facts that it would else make up."""
     needed = (entry.num_classes, entry.mean, entry.std, entry.interpolation, entry.crop_pct, entry.crop_mode)
-    return all(fact is not None for fact in needed)
+    return entry.timm_tag is None and entry.timm.loadable and None not in needed
 
 
 def timm_cfg(entry: Weights, *, root: Path, paper: Paper, label_set: LabelSet | None) -> dict[str, object]:
