@@ -1,5 +1,6 @@
 """Every input error is worded here: what was got, what was expected, what to do."""
 import difflib
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,8 @@ if TYPE_CHECKING:  # the catalogue uses this module without torch
     from torch import Tensor
 
 __all__ = [
-    'check_choice', 'check_multiple', 'check_positive', 'check_range', 'check_same_shape', 'nearest',
+    'check_choice', 'check_multiple', 'check_paths', 'check_positive', 'check_range', 'check_same_shape',
+    'nearest',
 ]
 
 
@@ -58,3 +60,10 @@ def check_same_shape(**named: 'Tensor') -> None:
     if len({tuple(tensor.shape) for tensor in named.values()}) > 1:
         shapes = ', '.join(f'{name} {tuple(tensor.shape)}' for name, tensor in named.items())
         raise ValueError(f'shapes must be equal, got {shapes}.')
+
+
+def check_paths(**named: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise TypeError if a named value is one path where several are expected: a string is iterable too."""
+    for name, value in named.items():
+        if isinstance(value, (str, bytes, os.PathLike)):
+            raise TypeError(f'{name} must be a list of paths, got the single path {value!r}.')

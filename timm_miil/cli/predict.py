@@ -1,0 +1,145 @@
+"""`timm-miil predict`: label pictures."""
+import argparse
+import contextlib
+import csv
+import io
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from tqdm import tqdm
+
+from timm_miil.cli._text import printable
+from timm_miil.inference import (
+    ACTIVATIONS, BATCH_SIZE, DEFAULT_MODEL, IMAGE_SUFFIXES, Prediction, Tagger, find_images, save_tagged)
+
+HELP = 'label pictures, or folders of pictures'
+
+CSV_COLUMNS = ('path', 'label', 'confidence', 'index', 'error')
+CONFIDENCE_DIGITS = 6
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run` reads."""
+    parser.add_argument('paths', nargs='+', type=Path, metavar='IMAGE_OR_FOLDER')
+    parser.add_argument(
+        '--model', default=DEFAULT_MODEL,
+        help='timm model, hf-hub:owner/repo, or folder with config.json and weights (default: %(default)s)')
+    parser.add_argument('--topk', type=int, help='most labels of a picture')
+    parser.add_argument('--threshold', type=float, help='least confidence of a label')
+    parser.add_argument('--activation', choices=ACTIVATIONS, help="default: the model's own")
+    parser.add_argument(
+        '--format', choices=FORMATS, default='table',
+        help='table for people; json: one object a line; csv: one label a line (default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, default=BATCH_SIZE, help='default: %(default)s')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ... (default: %(default)s)')
+    parser.add_argument('--save-pictures', type=Path, metavar='DIR', help='also save pictures with their labels')
+    parser.add_argument('--output', type=Path, metavar='FILE', help='write the results to a file')
+
+
+def run(ns: argparse.Namespace) -> int:
+    """Label the pictures; 1 if some could not be read."""
+    start = time.monotonic()
+    _check_targets(ns)
+    exclude = [ns.save_pictures] if ns.save_pictures else []
+    files = find_images(ns.paths, exclude=exclude)  # before the model: a wrong path is told at once
+    first = next(files, None)
+    if first is None:
+        raise FileNotFoundError(f'no pictures found; folders are searched for {" ".join(sorted(IMAGE_SUFFIXES))}.')
+    tagger = Tagger.from_name(
+        ns.model, activation=ns.activation, device=_device(ns.device), threshold=ns.threshold, topk=ns.topk)
+    predictions = tagger(itertools.chain([first], files), batch_size=ns.batch_size)
+    if not tagger.has_label_names:
+        _note('the model does not name its classes; they are shown by number.')
+
+    total = sum(1 for _ in find_images(ns.paths, exclude=exclude)) if sys.stderr.isatty() else None
+    done = broken = 0
+    with _open(ns.output) as out, tqdm(total=total, disable=None, unit='pictures', leave=False) as bar:
+        if ns.format == 'csv':
+            _write(out, _csv_line(CSV_COLUMNS))
+        for prediction in predictions:
+            _write(out, FORMATS[ns.format](prediction))
+            if prediction.error is not None:
+                broken += 1
+                _note(prediction.error)
+            elif ns.save_pictures:
+                save_tagged(prediction, ns.save_pictures, roots=ns.paths)
+            done += 1
+            bar.update()
+    _note(f'{done} pictures: {done - broken} labelled, {broken} not read, {time.monotonic() - start:.1f} s.')
+    return 1 if broken else 0
+
+
+def _check_targets(ns: argparse.Namespace) -> None:
+    if ns.output and ns.output.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f'--output is for text, got the name of a picture: {str(ns.output)!r}.')
+    if ns.save_pictures:
+        ns.save_pictures.mkdir(parents=True, exist_ok=True)
+        if any(path.is_dir() and path.samefile(ns.save_pictures) for path in ns.paths):
+            raise ValueError(f'--save-pictures must not be a folder to label: {str(ns.save_pictures)!r}.')
+
+
+def _device(name: str) -> torch.device:
+    if name == 'auto':
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device('cpu')
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition('\n')[0]
+        raise ValueError(f"--device must be 'auto', 'cpu' or an accelerator here, got {name!r}: {reason}") from error
+    return device
+
+
+def _as_table(prediction: Prediction) -> str:
+    lines = [printable(prediction.path), *(f'  {tag.confidence:.3f}  {printable(tag.label)}' for tag in prediction.tags)]
+    if not prediction.tags:
+        lines.append('  no label' if prediction.error is None else '  not read')
+    return '\n'.join(lines) + '\n'
+
+
+def _as_json(prediction: Prediction) -> str:
+    tags = [
+        {'label': tag.label, 'confidence': round(tag.confidence, CONFIDENCE_DIGITS), 'index': tag.index}
+        for tag in prediction.tags]
+    return json.dumps({'path': str(prediction.path), 'tags': tags, 'error': prediction.error}) + '\n'
+
+
+def _as_csv(prediction: Prediction) -> str:
+    """One line a tag; one line without label for a picture that has none."""
+    rows = [(tag.label, round(tag.confidence, CONFIDENCE_DIGITS), tag.index) for tag in prediction.tags]
+    return ''.join(_csv_line((prediction.path, *row, prediction.error)) for row in rows or [('', '', '')])
+
+
+FORMATS = {'table': _as_table, 'json': _as_json, 'csv': _as_csv}
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator='\n').writerow(cells)
+    return line.getvalue()
+
+
+@contextlib.contextmanager
+def _open(path: Path | None) -> Iterator[TextIO]:
+    if path is None:
+        yield sys.stdout
+    else:
+        with open(path, 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
+            yield file
+
+
+def _write(file: TextIO, text: str) -> None:
+    with tqdm.external_write_mode(file=file):  # not across the progress bar
+        file.write(text)
+        file.flush()
+
+
+def _note(text: str) -> None:
+    _write(sys.stderr, f'timm-miil predict: {printable(text)}\n')

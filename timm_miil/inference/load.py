@@ -1,0 +1,182 @@
+"""A timm model by name, and what it says about its own output: activation and label names."""
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from huggingface_hub import hf_hub_download
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import create_model, is_model, is_model_pretrained, list_models, parse_model_name
+from torch import nn
+
+from timm_miil import catalog
+from timm_miil._checks import nearest
+from timm_miil._errors import PredictionError
+
+__all__ = ['ACTIVATIONS', 'Activation', 'default_activation', 'find_label_names', 'load_model']
+
+Activation = Literal['sigmoid', 'softmax']
+
+ACTIVATIONS: tuple[Activation, ...] = ('sigmoid', 'softmax')
+CONFIG_FILE = 'config.json'
+
+# Fields at the top of config.json that name the activation, the first one present counts. The second is known
+# from transformers.
+_CONFIG_KEYS: dict[str, dict[str, Activation]] = {
+    'activation': {'sigmoid': 'sigmoid', 'softmax': 'softmax'},
+    'problem_type': {'multi_label_classification': 'sigmoid', 'single_label_classification': 'softmax'},
+}
+_METRIC_ACTIVATIONS: dict[str, Activation] = {'mAP': 'sigmoid', 'top1': 'softmax', 'semantic_top1': 'softmax'}
+# Names that are identifiers (WordNet synsets, Freebase ids): people read their description.
+_IDENTIFIER = re.compile(r'n\d{8}|/[mg]/\w+')
+
+
+def load_model(name: str) -> tuple[nn.Module, Activation | None]:
+    """Load a model with its weights, by timm's own loading.
+
+    A folder or Hub repository is not trusted: timm reads safetensors or pickles with `weights_only=True`, and
+    takes no file name out of the configuration; on top of that, a folder whose files are links to elsewhere is
+    refused, and so is a configuration that leaves the classifier untrained.
+
+    Args:
+        name: A registered model ('resnet18', 'resnet18.a1_in1k'), a Hub repository
+            ('hf-hub:owner/repo@revision'), or a folder ('local-dir:path', or just its path) with `config.json`
+            and weights.
+
+    Returns:
+        The model, and the activation that its `config.json` asks for: `activation` ('sigmoid' or 'softmax'), else
+        `problem_type` ('multi_label_classification' or 'single_label_classification'), else None.
+
+    Raises:
+        PredictionError: If there is no such model or it cannot be loaded completely; one line that says why.
+    """
+    source, where = parse_model_name(_with_source(name))
+    try:
+        config = _load_config(source, where)
+        activation = _config_activation(config)
+        model = create_model(f'{source}:{where}' if source else where, pretrained=True)
+    except Exception as error:  # timm and the Hub's client raise whatever a damaged file or a broken line leads to
+        words = ' '.join(str(error).split()) or type(error).__name__
+        raise PredictionError(f'cannot load model {name!r}: {words}') from error
+    built_for, trained_for = getattr(model, 'num_classes', 0), _cfg(model).get('num_classes', 0)
+    if built_for != trained_for:
+        raise PredictionError(
+            f'cannot load model {name!r}: it was built for {built_for} classes and its weights are for '
+            f'{trained_for}; correct its {CONFIG_FILE}.')
+    return model, activation
+
+
+def default_activation(model: nn.Module) -> Activation:
+    """The activation that a model without a `config.json` was trained for.
+
+    The catalogue's metric decides for weights it knows (mAP: sigmoid, top-1: softmax), else a true attribute
+    `multi_label` of the model: sigmoid. Everything else is softmax.
+    """
+    cfg = _cfg(model)
+    known = catalog.weights().get(f'{cfg.get("architecture")}.{cfg.get("tag")}')
+    if known is not None and known.num_classes == model.num_classes and known.metrics:
+        return _METRIC_ACTIVATIONS[known.metrics[0].name]
+    return 'sigmoid' if getattr(model, 'multi_label', False) else 'softmax'
+
+
+def find_label_names(model: nn.Module) -> tuple[str, ...] | None:
+    """Label names in the order of the logits, as the model's configuration gives them.
+
+    For timm's own ImageNet weights, which carry none, timm's lists serve, chosen by the number of classes. A name
+    that is a bare identifier (such as 'n01440764') is replaced by its description where there is one.
+
+    Returns:
+        One name a class, or None if nothing is known. Classes that the configuration leaves out are called
+        'class_<index>'.
+
+    Raises:
+        PredictionError: If the configuration's names do not match the number of classes.
+    """
+    cfg = _cfg(model)
+    num_classes = cast(int, model.num_classes)
+    names = cfg.get('label_names')
+    if names:
+        has_gaps = isinstance(names, Mapping)
+        by_index = {int(index): name for index, name in (names.items() if has_gaps else enumerate(names))}
+        if max(by_index) >= num_classes or not has_gaps and len(names) < num_classes:
+            raise PredictionError(
+                f'the model has {num_classes} classes and its configuration names {len(names)}, the last of index '
+                f'{max(by_index)}; correct label_names in its {CONFIG_FILE}.')
+        descriptions = cfg.get('label_descriptions') or {}
+        return tuple(
+            _readable(str(by_index.get(index, f'class_{index}')), descriptions) for index in range(num_classes))
+    is_timms = not cfg.get('source') or str(cfg.get('hf_hub_id')).startswith('timm/')
+    subset = infer_imagenet_subset(model) if is_timms else None
+    return tuple(ImageNetInfo(subset).label_descriptions()) if subset else None
+
+
+def _cfg(model: nn.Module) -> dict[str, Any]:
+    return cast(dict[str, Any], model.pretrained_cfg)
+
+
+def _with_source(name: str) -> str:
+    """The name as timm takes it, with 'local-dir:' before a bare folder."""
+    if re.match(r'(hf[-_]hub|local-dir):.', name, re.IGNORECASE):
+        return name
+    if is_model(name):
+        return _check_registered(name)
+    if os.path.isdir(name):
+        return f'local-dir:{name}'
+    if re.search(r'[/\\:]', name):
+        is_like_hub = re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name)
+        advice = f'; for a repository on the Hub, write hf-hub:{name}' if is_like_hub else ''
+        raise PredictionError(f'no such model folder: {name!r}{advice}.')
+    raise PredictionError(f'unknown model {name!r}; {nearest(name.partition(".")[0], list_models())}')
+
+
+def _check_registered(name: str) -> str:
+    architecture, dot, _ = name.partition('.')
+    if dot and name not in (known := list_models(architecture, include_tags=True)):
+        raise PredictionError(f'unknown weights {name!r}; {nearest(name, known)}')
+    if not is_model_pretrained(name):
+        raise PredictionError(
+            f'{name!r} has no published weights to tag with; train it and give its folder, or choose another.')
+    return name
+
+
+def _load_config(source: str | None, where: str) -> dict[str, Any]:
+    match source:
+        case 'local-dir':
+            _check_links(Path(where))
+            path = Path(where, CONFIG_FILE)
+        case 'hf-hub':
+            repository, _, revision = where.partition('@')
+            path = Path(hf_hub_download(repository, CONFIG_FILE, revision=revision or None))
+        case _:
+            return {}
+    config = json.loads(path.read_text(encoding='utf-8'))
+    if not isinstance(config, dict):
+        raise ValueError(f'{CONFIG_FILE} must hold an object, got {type(config).__name__}.')
+    return config
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse files that lie elsewhere: an archive from anyone may hold links to anything."""
+    root = folder.resolve()
+    # The Hub's cache keeps the files of <repo>/snapshots/<revision> as links into <repo>/blobs.
+    home = root.parents[1] / 'blobs' if root.parent.name == 'snapshots' else root
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.resolve().is_relative_to(home):
+            raise ValueError(f'{path.name} is a link out of the folder; put the file itself there.')
+
+
+def _config_activation(config: Mapping[str, Any]) -> Activation | None:
+    for key, meanings in _CONFIG_KEYS.items():
+        value = config.get(key)
+        if value is not None:
+            if value not in meanings:
+                raise ValueError(
+                    f'{key} in {CONFIG_FILE} must be one of {", ".join(map(repr, meanings))}, got {value!r}.')
+            return meanings[value]
+    return None
+
+
+def _readable(name: str, descriptions: Mapping[str, str]) -> str:
+    return descriptions.get(name, name) if _IDENTIFIER.fullmatch(name) else name

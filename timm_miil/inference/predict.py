@@ -1,0 +1,279 @@
+"""Tagging any number of picture files with a timm model."""
+import dataclasses
+import itertools
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from timm_miil._checks import check_choice, check_paths, check_positive, check_range
+from timm_miil._errors import PredictionError
+from timm_miil.inference.images import load_image
+from timm_miil.inference.load import ACTIVATIONS, Activation, default_activation, find_label_names, load_model
+
+__all__ = ['DEFAULT_MODEL', 'Prediction', 'Tag', 'Tagger']
+
+DEFAULT_MODEL = 'mldecoder_scenes'
+BATCH_SIZE = 32
+NUM_WORKERS = 4
+SIGMOID_THRESHOLD = 0.5
+SOFTMAX_TOPK = 5
+# Resizing the short side of a longer strip to the model's input would need gigabytes.
+MAX_ASPECT = 200
+NOT_FINITE = 'the model gives scores that are not finite.'
+
+# A file and its preprocessed pixels (3, H, W), or why there are none.
+_Picture = tuple[Path, Tensor | str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tag:
+    """One label of a picture.
+
+    Attributes:
+        label: Name of the class.
+        confidence: Probability in [0, 1].
+        index: Position of the class in the model's output.
+    """
+
+    label: str
+    confidence: float
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is in one picture file.
+
+    Attributes:
+        path: The file.
+        tags: Its labels, the most confident first.
+        error: Why there are none, in one line with the path; None for a picture that was read.
+    """
+
+    path: Path
+    tags: tuple[Tag, ...] = ()
+    error: str | None = None
+
+
+class Tagger:
+    """Labels picture files with a classification model.
+
+    A class becomes a tag when its confidence is at least `threshold`; of these, the `topk` most confident are
+    kept, equal ones by lower index. If neither is given, the activation decides: a threshold of 0.5 with sigmoid,
+    the best 5 with softmax.
+
+    Args:
+        model: A timm model for RGB pictures; it is moved to `device` and set to evaluation mode.
+        label_names: One name a class; None takes the model's own, else 'class_<index>'.
+        activation: 'sigmoid' for independent labels, 'softmax' for exclusive ones; None takes what the model was
+            trained for, see `default_activation`.
+        device: Where to run; None leaves the model where it is.
+        threshold: Least confidence of a tag, in [0, 1].
+        topk: Most tags of a picture, at least 1.
+
+    Attributes:
+        has_label_names: False if labels are mere class numbers, because the model does not say their names.
+
+    Raises:
+        PredictionError: If the model is not for tagging RGB pictures, or its own label names do not match its
+            classes.
+        TypeError: If `model` is not a timm model or `topk` not an int.
+        ValueError: If label_names, activation, threshold or topk are out of range.
+
+    Example:
+        >>> from timm.models import create_model
+        >>> tagger = Tagger(create_model('test_resnet', num_classes=2), label_names=['cat', 'dog'], threshold=0)
+        >>> [prediction] = tagger(['missing.jpg'])
+        >>> prediction.error
+        "cannot read 'missing.jpg': no such file or directory."
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            *,
+            label_names: Sequence[str] | None = None,
+            activation: Activation | None = None,
+            device: torch.device | None = None,
+            threshold: float | None = None,
+            topk: int | None = None,
+    ) -> None:
+        if threshold is not None:
+            check_range(threshold=threshold, low=0.0, high=1.0, closed=True)
+        if topk is not None:
+            check_positive(topk=topk)
+        if activation is not None:
+            check_choice(activation=activation, choices=ACTIVATIONS)
+        num_classes = _check_model(model)
+        if label_names is not None and len(label_names) != num_classes:
+            raise ValueError(
+                f'label_names must have one name a class, got {len(label_names)} names for {num_classes} classes.')
+
+        names = find_label_names(model) if label_names is None else label_names
+        self.has_label_names = names is not None
+        self.label_names = tuple(names or (f'class_{index}' for index in range(num_classes)))
+        self.activation = activation or default_activation(model)
+        if threshold is None and topk is None:
+            threshold, topk = (SIGMOID_THRESHOLD, None) if self.activation == 'sigmoid' else (None, SOFTMAX_TOPK)
+        self.threshold = threshold
+        self.topk = topk
+        self.model = model.eval() if device is None else model.eval().to(device)
+        self.transform = create_transform(**resolve_model_data_config(model))
+
+    @classmethod
+    def from_name(
+            cls,
+            name: str = DEFAULT_MODEL,
+            *,
+            label_names: Sequence[str] | None = None,
+            activation: Activation | None = None,
+            device: torch.device | None = None,
+            threshold: float | None = None,
+            topk: int | None = None,
+    ) -> 'Tagger':
+        """A tagger for a model given by name.
+
+        Args:
+            name: A registered model, 'hf-hub:owner/repo', or a folder, see `load_model`.
+            label_names: See `Tagger`.
+            activation: See `Tagger`; None takes what the model's `config.json` says, if it does.
+            device: See `Tagger`.
+            threshold: See `Tagger`.
+            topk: See `Tagger`.
+
+        Raises:
+            PredictionError: If there is no such model, it cannot be loaded, or it is not for tagging RGB pictures.
+            TypeError: See `Tagger`.
+            ValueError: See `Tagger`.
+        """
+        model, config_activation = load_model(name)
+        return cls(
+            model, label_names=label_names, activation=activation or config_activation, device=device,
+            threshold=threshold, topk=topk)
+
+    def __call__(
+            self,
+            paths: Iterable[str | os.PathLike[str]],
+            *,
+            batch_size: int = BATCH_SIZE,
+            num_workers: int = NUM_WORKERS,
+    ) -> Iterator[Prediction]:
+        """Tag picture files, in their order.
+
+        Works on a few batches at a time, however many paths there are: pictures are read in threads ahead of the
+        model. A file that cannot be read gives a prediction with `error` set, and the next ones go on.
+
+        Args:
+            paths: Files; `find_images` lists folders.
+            batch_size: Pictures in one pass through the model; the result does not depend on it.
+            num_workers: Threads that read pictures.
+
+        Returns:
+            One prediction a path.
+
+        Raises:
+            TypeError: If `paths` is a single path, or a number is not an int.
+            ValueError: If a number is below 1.
+        """
+        check_paths(paths=paths)
+        check_positive(batch_size=batch_size, num_workers=num_workers)
+        return self._run(paths, batch_size, num_workers)
+
+    def tag(self, image: Image.Image) -> tuple[Tag, ...]:
+        """Tag one picture in memory, of mode 'RGB'; `load_image` makes such of any file.
+
+        Raises:
+            PredictionError: If the model's scores are not finite.
+            ValueError: If the picture has another mode.
+        """
+        if image.mode != 'RGB':
+            raise ValueError(f"image must have mode 'RGB', got {image.mode!r}; load_image reads any file as RGB.")
+        [tags] = self._tag_batch(self.transform(image).unsqueeze(0))
+        if tags is None:
+            raise PredictionError(NOT_FINITE)
+        return tags
+
+    def _run(
+            self, paths: Iterable[str | os.PathLike[str]], batch_size: int, num_workers: int) -> Iterator[Prediction]:
+        with closing(self._read_ahead(paths, batch_size + num_workers, num_workers)) as pictures:
+            while batch := list(itertools.islice(pictures, batch_size)):
+                inputs = [picture for _, picture in batch if isinstance(picture, Tensor)]
+                found = iter(self._tag_batch(torch.stack(inputs)) if inputs else ())
+                for path, picture in batch:
+                    if isinstance(picture, str):
+                        yield Prediction(path, error=picture)
+                    elif (tags := next(found)) is None:
+                        yield Prediction(path, error=f'cannot tag {str(path)!r}: {NOT_FINITE}')
+                    else:
+                        yield Prediction(path, tags)
+
+    def _read_ahead(
+            self, paths: Iterable[str | os.PathLike[str]], limit: int, num_workers: int,
+    ) -> Generator[_Picture, None, None]:
+        """Pictures in the order of their paths, read by threads; at most `limit` of them wait."""
+        waiting: deque[Future[_Picture]] = deque()
+        with ThreadPoolExecutor(num_workers, thread_name_prefix='read_pictures') as pool:
+            try:
+                for path in paths:
+                    waiting.append(pool.submit(self._read, Path(path)))
+                    if len(waiting) == limit:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _read(self, path: Path) -> _Picture:
+        try:
+            image = load_image(path)
+        except PredictionError as error:
+            return path, str(error)
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            return path, (
+                f'cannot tag {str(path)!r}: one side of {image.width} x {image.height} pixels is more than '
+                f'{MAX_ASPECT} times the other.')
+        return path, self.transform(image)
+
+    def _tag_batch(self, inputs: Tensor) -> list[tuple[Tag, ...] | None]:
+        """Tags of preprocessed pictures (B, 3, H, W); None for one whose scores are not finite."""
+        with torch.inference_mode():  # never round a yield: it would reach the caller
+            logits = self.model(inputs.to(next(self.model.parameters())))
+            expected = (len(inputs), len(self.label_names))
+            if not isinstance(logits, Tensor) or logits.shape != expected:
+                got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise PredictionError(f'the model must give scores of shape {expected}, got {got}; it cannot tag.')
+            logits = logits.float()
+            is_finite = logits.isfinite().all(dim=1).tolist()
+            confidence = logits.sigmoid() if self.activation == 'sigmoid' else logits.softmax(dim=1)
+            confidence, order = confidence.cpu().sort(dim=1, descending=True, stable=True)
+        return [
+            self._select(*row) if finite else None
+            for finite, *row in zip(is_finite, confidence.tolist(), order.tolist())]
+
+    def _select(self, confidence: list[float], order: list[int]) -> tuple[Tag, ...]:
+        least = self.threshold or 0.0
+        return tuple(
+            Tag(self.label_names[index], value, index)
+            for value, index in zip(confidence[:self.topk], order) if value >= least)
+
+
+def _check_model(model: nn.Module) -> int:
+    """The number of classes, if the model can tag RGB pictures."""
+    if not isinstance(getattr(model, 'pretrained_cfg', None), dict):
+        raise TypeError(f'model must be a timm model, got {type(model).__name__} without a pretrained_cfg.')
+    num_classes = getattr(model, 'num_classes', 0)
+    if num_classes < 1:
+        raise PredictionError('the model has no classifier (num_classes is 0); it cannot tag.')
+    in_chans = resolve_model_data_config(model)['input_size'][0]
+    if in_chans != 3:
+        raise PredictionError(f'the model takes pictures of {in_chans} channels; tagging is for RGB, 3 channels.')
+    return int(num_classes)
