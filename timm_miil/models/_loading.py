@@ -1,5 +1,6 @@
 """What every family needs to read published checkpoints: whole, or one clear error."""
 import os
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ __all__ = ['check_fit', 'explain_checkpoint_errors', 'unwrap']
 
 WRAPPERS = ('model', 'state_dict')
 SHOWN_KEYS = 5
+REASON_CHARS = 200
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -88,7 +90,7 @@ def explain_checkpoint_errors(pretrained_cfg: Mapping[str, Any], cache_dir: str 
                 raise
             advice = 'check the network, or get the file elsewhere' if downloaded else 'check the path'
             raise CheckpointError(
-                f'{source} could not be read: {error}; {advice} and pass '
+                f'{source} could not be read: {str(error) or "no such file"}; {advice} and pass '
                 f'pretrained_cfg_overlay=dict(file=...), or use pretrained=False.') from error
         reason = _unreadable(path)
         removed = downloaded and (reason is not None or isinstance(error, CheckpointError) and not was_there)
@@ -97,7 +99,7 @@ def explain_checkpoint_errors(pretrained_cfg: Mapping[str, Any], cache_dir: str 
         if reason is None:
             raise
         after = 'it was removed from the cache, try again' if removed else 'get it again'
-        raise CheckpointError(f'{source} is not a whole checkpoint: {reason}; {after}.') from error
+        raise CheckpointError(f'{source} is not a checkpoint that can be read: {reason}; {after}.') from error
 
 
 def _unreadable(path: Path) -> str | None:
@@ -105,6 +107,6 @@ def _unreadable(path: Path) -> str | None:
     try:
         load_state_dict(str(path))
     except Exception as error:
-        size = f'{path.stat().st_size} bytes'
-        return f'{size}, {type(error).__name__}: {(str(error).strip() or "no message").splitlines()[0]}'
+        words = textwrap.shorten(str(error) or 'no message', REASON_CHARS, placeholder=' ...')
+        return f'{path.stat().st_size} bytes, {type(error).__name__}: {words}'
     return None

@@ -83,11 +83,17 @@ class MLDecoderClassifier(BackboneWithHead):
         super().__init__(network, num_classes, head, global_pool)
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MLDecoderClassifier) -> dict[str, Tensor]:
+def checkpoint_filter_fn(
+        state_dict: Mapping[str, Any], model: MLDecoderClassifier, adopt_groups: bool = False) -> dict[str, Tensor]:
     """Bring a checkpoint to the model's names and shapes; timm loads the result.
 
     Understands our own layout and, for TResNet backbones, the original repository's. A model of other classes than
     its configuration's keeps its own fresh weights where the head depends on the classes.
+
+    Args:
+        state_dict: What was read from the file, wrappers included.
+        model: The network to load into.
+        adopt_groups: Give the model's head as many queries as the file has, for files that alone can tell.
 
     Raises:
         CheckpointError: If anything is missing, unknown or of another shape.
@@ -95,6 +101,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: MLDecoderClassifi
     state_dict, source = unwrap(state_dict), model.pretrained_cfg
     if not any(key.startswith('backbone.') for key in state_dict):
         state_dict = _convert_original(state_dict, model)
+    if adopt_groups and QUERIES in state_dict and isinstance(model.head, MLDecoder):
+        model.head.max_groups = len(state_dict[QUERIES])
+        model.head.reset_classes(model.num_classes)
     if model.num_classes != source['num_classes']:
         state_dict = _with_fresh_classes(state_dict, model)
     stems: set[str] = set()
@@ -155,19 +164,20 @@ def _backbone_facts(backbone: str) -> dict[str, Any]:
 
 def _create_mldecoder(variant: str, pretrained: bool = False, *, backbone: str, **kwargs: Any) -> nn.Module:
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
-    published = catalog.weights().get(f'{variant}.{cfg.tag}')
-    if published is not None and published.num_groups is not None:
-        kwargs.setdefault('num_groups', published.num_groups)
+    published = catalog.weights_of('mldecoder').get(f'{variant}.{cfg.tag}')
+    adopt_groups = published is not None and published.num_groups is None and 'num_groups' not in kwargs
+    if published is not None and published.num_groups and published.num_groups != published.num_classes:
+        kwargs.setdefault('num_groups', published.num_groups)  # as many as classes is no choice, but the clipped 100
     if pretrained:
         kwargs['pretrained_backbone'] = False
     with explain_checkpoint_errors(cfg.to_dict() if pretrained else {}, kwargs.get('cache_dir')):
         model = build_model_with_cfg(
             MLDecoderClassifier, variant, pretrained,
-            pretrained_filter_fn=checkpoint_filter_fn,
+            pretrained_filter_fn=partial(checkpoint_filter_fn, adopt_groups=adopt_groups),
             feature_cfg=dict(out_indices=FEATURE_LEVELS, feature_cls='getter'),
             backbone=backbone, **kwargs)
-    if 'num_groups' in kwargs:
-        update_model_args(model, num_groups=kwargs['num_groups'])
+    if isinstance(getattr(model, 'head', None), MLDecoder):
+        update_model_args(model, num_groups=model.head.max_groups)
     return model
 
 

@@ -1,0 +1,251 @@
+"""timm's model contract, for every network that this package registers, found by listing."""
+import copy
+import pkgutil
+import warnings
+
+import pytest
+import timm
+import torch
+from timm.models import get_pretrained_cfg, group_parameters
+from timm.optim import param_groups_layer_decay
+
+import timm_miil.models
+
+MODULES = [module.name for module in pkgutil.iter_modules(timm_miil.models.__path__)]
+NAMES = sorted(name for module in MODULES for name in timm.list_models(module=module))
+SMALL_PX = 64
+FULL_PX_LIMIT = 640
+NUM_CLASSES = 42
+# Tracing the deepest networks takes minutes, and they are built of the same blocks as the others.
+DEEP = ('tresnet_l', 'tresnet_v2_xl', 'tresnet_xl')
+traced = pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow) if name.endswith(DEEP) else name for name in NAMES],
+    indirect=True, scope='module')
+
+
+def image_size(cfg, limit=SMALL_PX):
+    """(C, H, W): the configured size, or a smaller one where the network takes any."""
+    size = cfg['input_size']
+    return tuple(size) if cfg.get('fixed_input_size') else (size[0], min(size[1], limit), min(size[2], limit))
+
+
+def meta_images(cfg, batch=2):
+    return torch.empty(batch, *image_size(cfg, FULL_PX_LIMIT), device='meta')
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def shared(name):
+    """One network of a name, for tests that do not change it."""
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=NUM_CLASSES).eval()
+
+
+@pytest.fixture(scope='module')
+def images(shared):
+    return torch.rand(2, *image_size(shared.default_cfg), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope='module')
+def features(shared, images):
+    with torch.no_grad():
+        return shared.forward_features(images)
+
+
+@pytest.fixture
+def on_meta(name):
+    """The network at its default size without storage: shapes at full resolution cost nothing."""
+    return timm.create_model(name, device='meta').eval()
+
+
+def test_names_are_ours_alone():
+    assert len(NAMES) > 9
+    assert {'mldecoder', 'mldecoder_tresnet_m', 'mldecoder_tresnet_l', 'mldecoder_tresnet_xl'} <= set(NAMES)
+    from_timm = {module.name for module in pkgutil.iter_modules(timm.models.__path__)}
+    assert not from_timm & set(MODULES)
+
+
+def test_forward_gives_finite_logits_and_repeats_them(shared, images):
+    with torch.no_grad():
+        logits = shared(images)
+        assert logits.shape == (2, NUM_CLASSES) == (2, shared.num_classes)
+        assert logits.isfinite().all()
+        assert torch.equal(logits, shared(images))
+        torch.testing.assert_close(shared(images[1:]), logits[1:], rtol=1e-4, atol=1e-4)
+
+
+def test_forward_is_head_of_features(shared, images, features):
+    with torch.no_grad():
+        assert torch.equal(shared.forward_head(features), shared(images))
+        pooled = shared.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, shared.head_hidden_size)
+
+
+def test_backward_reaches_every_parameter(name, images):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=NUM_CLASSES).train()
+    logits = model(images)
+    logits.square().mean().backward()
+    assert logits.isfinite().all()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_configuration_names_real_modules_and_real_sizes(on_meta):
+    cfg = on_meta.default_cfg
+    keys = on_meta.state_dict().keys()
+    for names in (cfg['classifier'], cfg['first_conv']):
+        for module in [names] if isinstance(names, str) else names:
+            assert f'{module}.weight' in keys
+    features = on_meta.forward_features(meta_images(cfg))
+    layout = 'NLC' if features.ndim == 3 else getattr(on_meta, 'layout', 'NCHW')
+    assert features.shape[1 if layout == 'NCHW' else -1] == on_meta.num_features
+    if cfg['pool_size'] is not None:
+        assert tuple(features.shape[2:] if layout == 'NCHW' else features.shape[1:3]) == tuple(cfg['pool_size'])
+    assert on_meta.num_classes == cfg['num_classes']
+    assert on_meta(meta_images(cfg)).shape == (2, cfg['num_classes'])
+
+
+def test_classifier_can_be_taken_away_and_put_back(name, shared, features):
+    model = copy.deepcopy(shared)
+    pooled = shared.forward_head(features, pre_logits=True)
+    model.reset_classifier(0)
+    assert model.num_classes == 0
+    assert torch.equal(model.forward_head(features), pooled)
+    model.reset_classifier(0, '')
+    assert torch.equal(model.forward_head(features), features)
+    model.reset_classifier(7, 'avg')
+    assert model.num_classes == 7
+    assert model.forward_head(features).shape == (2, 7)
+    assert isinstance(model.get_classifier(), torch.nn.Module)
+    assert not any(module.training for module in model.modules())
+    bare = timm.create_model(name, num_classes=0, global_pool='', device='meta')
+    assert bare(meta_images(bare.default_cfg)).ndim == features.ndim
+
+
+def test_features_only_gives_the_promised_channels_and_strides(name):
+    model = timm.create_model(name, features_only=True, device='meta').eval()
+    size = image_size(model.default_cfg, FULL_PX_LIMIT)
+    outputs = model(torch.empty(1, *size, device='meta'))
+    assert len(outputs) == len(model.feature_info.channels()) == 4
+    for output, channels, stride in zip(outputs, model.feature_info.channels(), model.feature_info.reduction()):
+        assert output.shape == (1, channels, size[1] // stride, size[2] // stride)
+    chosen = timm.create_model(name, features_only=True, out_indices=(1, 3), device='meta')
+    assert len(chosen(torch.empty(1, *size, device='meta'))) == 2
+
+
+def test_intermediates_end_in_the_features(shared, images, features):
+    with torch.no_grad():
+        final, levels = shared.forward_intermediates(images)
+        only = shared.forward_intermediates(images, indices=2, intermediates_only=True)
+    torch.testing.assert_close(final, features)
+    assert len(only) == 2
+    assert all(torch.equal(a, b) for a, b in zip(only, levels[-2:]))
+    assert all(level.ndim == 4 for level in levels)
+
+
+@pytest.mark.parametrize('coarse', [False, True])
+def test_every_parameter_has_a_group_and_the_head_is_last(on_meta, coarse):
+    groups = group_parameters(on_meta, on_meta.group_matcher(coarse=coarse), reverse=True)
+    names = {key for key, _ in on_meta.named_parameters()}
+    assert set(groups) == names
+    [stem] = {f'{conv}.weight' for conv in [on_meta.default_cfg['first_conv']] if isinstance(conv, str)} or {
+        f'{on_meta.default_cfg["first_conv"][0]}.weight'}
+    assert groups[stem] == 0
+    classifier = on_meta.default_cfg['classifier']
+    last = max(groups.values())
+    assert groups[f'{classifier}.weight'] == groups[f'{classifier}.bias'] == last
+    inner = {groups[key] for key in names if key != stem and not key.startswith('head.')}
+    assert len(inner) > 2 and max(inner) <= last
+
+
+def test_layer_decay_and_weight_decay_groups(on_meta):
+    skip = on_meta.no_weight_decay() if hasattr(on_meta, 'no_weight_decay') else set()
+    wanted = getattr(getattr(on_meta, 'backbone', None), 'no_weight_decay', set)()
+    assert skip == {f'backbone.{key}' for key in wanted}
+    groups = param_groups_layer_decay(on_meta, weight_decay=0.05, no_weight_decay_list=skip, layer_decay=0.5)
+    assert sum(len(group['params']) for group in groups) == len(list(on_meta.parameters()))
+    scales = {group['lr_scale'] for group in groups}
+    assert max(scales) == 1.0 and len(scales) > 3
+
+
+@traced
+def test_gradient_checkpointing_changes_nothing(shared, images):
+    plain = copy.deepcopy(shared)
+    plain(images).sum().backward()
+    frugal = copy.deepcopy(shared)
+    frugal.set_grad_checkpointing(True)
+    assert any(getattr(module, 'grad_checkpointing', False) for module in frugal.modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch's advice on its own arguments
+        frugal(images).sum().backward()
+    for (key, a), b in zip(plain.named_parameters(), frugal.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3 * a.grad.abs().max().item(), msg=key)
+
+
+@pytest.mark.parametrize('in_chans', [1, 4])
+def test_other_input_channels(name, in_chans):
+    model = timm.create_model(name, in_chans=in_chans, device='meta')
+    size = image_size(model.default_cfg)[1:]
+    assert model(torch.empty(2, in_chans, *size, device='meta')).shape == (2, model.num_classes)
+
+
+def test_device_and_dtype_are_passed_down(name, images):
+    model = timm.create_model(name, num_classes=3, device='cpu', dtype=torch.bfloat16).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert model(images[:1].bfloat16()).dtype == torch.bfloat16
+    on_meta = timm.create_model(name, device='meta')
+    assert {tensor.device.type for tensor in on_meta.state_dict().values()} == {'meta'}
+
+
+def scripts(model):
+    try:
+        return torch.jit.script(model)
+    except Exception as error:
+        return error
+
+
+@traced
+@pytest.mark.filterwarnings('ignore:.torch.jit')
+def test_it_scripts_where_timm_does(name, shared, images):
+    scripted = scripts(shared)
+    if isinstance(scripted, Exception):
+        backbone = getattr(shared, 'backbone', shared)
+        assert isinstance(scripts(timm.create_model(backbone.pretrained_cfg['architecture'])), Exception), scripted
+        pytest.skip(f'timm does not script {type(backbone).__name__}')
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(images), shared(images), rtol=1e-4, atol=1e-4)
+
+
+@traced
+def test_it_compiles_without_a_graph_break(on_meta):
+    torch.compiler.reset()
+    compiled = torch.compile(on_meta, fullgraph=True, backend='eager')
+    assert compiled(meta_images(on_meta.default_cfg)).shape == (2, on_meta.num_classes)
+
+
+@traced
+def test_it_exports_with_a_dynamic_batch(shared, images):
+    batch = torch.export.Dim('batch', min=1, max=64)
+    program = torch.export.export(shared, (images,), dynamic_shapes=({0: batch},), strict=False)
+    more = torch.cat([images, images[:1]])
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(more), shared(more), rtol=1e-4, atol=1e-4)
+
+
+def test_it_survives_a_saved_folder(shared, images, tmp_path):
+    timm.models.save_for_hf(shared, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    assert type(again) is type(shared)
+    with torch.no_grad():
+        assert torch.equal(again(images), shared(images))
+
+
+def test_tags_are_listed_with_their_architecture(name):
+    for tagged in timm.list_pretrained(f'{name}.*'):
+        cfg = get_pretrained_cfg(tagged)
+        assert cfg.architecture == name and cfg.has_weights
