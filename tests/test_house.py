@@ -9,6 +9,7 @@ import fnmatch
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -654,8 +655,12 @@ def test_every_public_name_is_there():
             assert (name, absent) == (name, [])
 
 
-def test_optional_packages_are_the_ones_setup_cfg_names():
+def test_optional_packages_are_the_ones_the_extras_install():
     settings = configparser.ConfigParser()
     settings.read(CHECKOUT / 'setup.cfg')
-    assert set(EXTRA_OF_IMPORT.values()) <= set(settings['options.extras_require'])
-    assert not CORE & EXTRA_OF_IMPORT.keys()
+    installs = {
+        (extra, re.match(r'[\w-]+', requirement)[0])
+        for extra, requirements in settings['options.extras_require'].items() if extra not in ('test', 'dev')
+        for requirement in requirements.split()}
+    distribution = {'sklearn': 'scikit-learn'}
+    assert {(extra, distribution.get(name, name)) for name, extra in EXTRA_OF_IMPORT.items()} == installs
