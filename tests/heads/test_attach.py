@@ -1,0 +1,141 @@
+"""A head on any timm backbone: what is found by looking, what is taken out, and clear errors."""
+import re
+from functools import partial
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from timm_miil.heads import BackboneWithHead, MLDecoder, attach_head
+from timm_miil.heads.attach import _prefixed
+
+SMALL_HEAD = partial(MLDecoder, embed_dim=16, feedforward_dim=16)
+KINDS = {
+    'resnet10t': ('NCHW', 512, 64),
+    'tresnet_m': ('NCHW', 2048, 64),
+    'convnext_atto': ('NCHW', 320, 64),
+    'mobilenetv3_small_050': ('NCHW', 288, 64),
+    'efficientformerv2_s0': ('NCHW', 176, 224),
+    'swin_tiny_patch4_window7_224': ('NHWC', 768, 224),
+    'mambaout_femto': ('NHWC', 288, 64),
+    'vit_tiny_patch16_224': ('NLC', 192, 224),
+    'deit3_small_patch16_224': ('NLC', 384, 224),
+    'mixer_s32_224': ('NLC', 512, 224),
+}
+
+
+@pytest.mark.parametrize('name, layout, channels, px', [(name, *facts) for name, facts in KINDS.items()])
+@pytest.mark.parametrize('training', [False, True])
+def test_each_kind_of_backbone_carries_the_head(name, layout, channels, px, training):
+    model = attach_head(timm.create_model(name, device='meta').train(training), 20, SMALL_HEAD)
+    assert (model.layout, model.num_features) == (layout, channels)
+    assert model.training == training
+    logits = model(torch.empty(2, 3, px, px, device='meta'))
+    assert logits.shape == (2, 20)
+    grads = torch.autograd.grad(logits.sum(), list(model.parameters()), allow_unused=True)
+    assert all(grad is not None for grad in grads)
+
+
+def test_channels_come_from_the_features_not_from_what_is_claimed():
+    backbone = timm.create_model('resnet10t')
+    backbone.num_features = 7
+    assert attach_head(backbone, 20, SMALL_HEAD).num_features == 512
+
+
+def test_weights_of_the_backbone_stay_and_the_dead_ones_go():
+    backbone = timm.create_model('mobilenetv3_small_050')
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    model = attach_head(backbone, 20, SMALL_HEAD)
+    after = backbone.state_dict()
+    assert model.backbone is backbone
+    assert all(torch.equal(tensor, before[key]) for key, tensor in after.items())
+    assert {key.partition('.')[0] for key in before.keys() - after.keys()} == {'conv_head', 'classifier'}
+
+
+def test_nothing_is_run_on_the_weights_themselves():
+    backbone = timm.create_model('levit_128s').train()  # caches tensors in evaluation mode
+    statistics = backbone.stem.conv1.bn.running_mean.clone()
+    attach_head(backbone, 20, SMALL_HEAD)
+    assert torch.equal(backbone.stem.conv1.bn.running_mean, statistics)
+    assert all(tensor.device.type == 'cpu' for tensor in backbone.state_dict().values())
+    assert backbone.eval().forward_features(torch.rand(1, 3, 224, 224)).device.type == 'cpu'
+
+
+@pytest.mark.parametrize('name, prefix', [('vit_tiny_patch16_224', 1), ('deit_tiny_distilled_patch16_224', 2)])
+def test_head_reads_prefix_tokens_and_the_pool_does_not(name, prefix):
+    model = attach_head(timm.create_model(name), 20, SMALL_HEAD).eval()
+    tokens = torch.rand(1, 196 + prefix, 192)
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), tokens[:, prefix:].mean(1))
+    other = tokens.clone()
+    other[:, 0] += 1
+    assert not torch.allclose(model.forward_head(tokens), model.forward_head(other))
+
+
+def test_nhwc_maps_are_read_as_their_transposed_nchw():
+    model = attach_head(timm.create_model('mambaout_femto'), 20, SMALL_HEAD).eval()
+    features = torch.rand(2, 3, 4, 288)
+    torch.testing.assert_close(model.forward_head(features), model.head(features.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(model.forward_head(features, pre_logits=True), features.mean((1, 2)))
+
+
+def test_head_follows_the_backbones_dtype():
+    model = attach_head(timm.create_model('resnet10t', dtype=torch.bfloat16), 20, SMALL_HEAD)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_any_head_will_do():
+    class Pooled(nn.Linear):
+        def __init__(self, in_features, num_classes, device, dtype):
+            super().__init__(in_features, num_classes, device=device, dtype=dtype)
+
+        def forward(self, x):
+            return super().forward(x.mean((2, 3)))
+
+    model = attach_head(timm.create_model('resnet10t'), 20, Pooled)
+    model.reset_classifier(5)  # a head without reset_classes is built anew
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_reset_classifier_keeps_the_decoder():
+    model = attach_head(timm.create_model('resnet10t'), 20, SMALL_HEAD)
+    embed = model.head.embed.weight.clone()
+    model.reset_classifier(7)
+    assert torch.equal(model.head.embed.weight, embed)
+    with pytest.raises(ValueError, match="global_pool must be one of 'avg', '', got 'max'"):
+        model.reset_classifier(7, 'max')
+    assert model.head.num_classes == 7
+
+
+@pytest.mark.parametrize('pattern, name, found', [
+    (r'^blocks\.(\d+)', 'backbone.blocks.3.weight', ('3',)),
+    (r'^a|^b', 'backbone.b', ()),
+    (r'^stem[^x]', 'backbone.stemy', ()),
+    (r'blocks\.(\d+)', 'backbone.blocks.3.weight', ('3',)),
+])
+def test_group_patterns_move_below_the_prefix(pattern, name, found):
+    match = re.match(_prefixed(pattern), name)
+    assert match is not None and match.groups() == found
+    assert re.match(_prefixed(pattern), name.removeprefix('backbone.')) is None
+    nested = [(pattern, None), (pattern, (99,))]
+    assert _prefixed(nested) == [(_prefixed(pattern), None), (_prefixed(pattern), (99,))]
+
+
+def test_what_is_no_timm_model_is_refused():
+    with pytest.raises(TypeError, match='backbone must be a timm image model, got Linear without forward_features'):
+        attach_head(nn.Linear(2, 2), 20)
+    with pytest.raises(ValueError, match="global_pool must be one of 'avg', '', got 'token'"):
+        BackboneWithHead(timm.create_model('resnet10t', device='meta'), 20, SMALL_HEAD, global_pool='token')
+
+
+def test_a_backbone_with_several_outputs_is_refused_in_words():
+    model = timm.create_model('crossvit_9_240', device='meta')
+    with pytest.raises(ValueError, match=r'forward_features of CrossVit must give a map .* got list'):
+        attach_head(model, 20)
+
+
+def test_unknown_backbones_are_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match="backbone must be a registered timm model, got 'resnet5O'; did you mean"):
+        timm.create_model('mldecoder', backbone='resnet5O')
+    with pytest.raises(ValueError, match='got .hf-hub:someone/model'):
+        timm.create_model('mldecoder', backbone='hf-hub:someone/model')
