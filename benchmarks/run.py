@@ -1,0 +1,128 @@
+"""The harness of every benchmark: contestants take turns, and a row says what was measured where.
+
+On a shared machine the load drifts, so every round runs each contestant once, in a shuffled order, and contestants
+are compared within rounds: `ratio` is the median over rounds of a contestant's time by the first one's.
+
+A question is one file beside this one:
+
+    rows = compare({'plain': plain, 'fused': fused}, repeats=50, batch_size=64)
+    save('losses', rows)
+"""
+import csv
+import datetime
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import timm
+import torch
+
+__all__ = ['RESULTS', 'Clock', 'compare', 'environment', 'itself', 'save', 'wall']
+
+RESULTS = Path(__file__).resolve().parent / 'results'
+
+Run = Callable[[], object]
+Clock = Callable[[Run], float]
+
+
+def wall(run: Run) -> float:
+    """Seconds on the wall. For work on an accelerator pass a clock that waits for the device."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def itself(run: Callable[[], float]) -> float:
+    """The seconds that the contestant returns: it has a clock of its own, as a child process may."""
+    return run()
+
+
+def compare(
+        contestants: Mapping[str, Run],
+        *,
+        repeats: int,
+        warmup: int = 1,
+        clock: Clock = wall,
+        **case: object,
+) -> list[dict[str, object]]:
+    """Time contestants in turns.
+
+    Args:
+        contestants: Name -> what to run; the first is the one that ratios refer to.
+        repeats: Measured rounds, at least 2.
+        warmup: Rounds before them that are not measured.
+        clock: Gives the seconds of one run.
+        **case: What the contestants have in common, such as `batch_size=64`; a column each.
+
+    Returns:
+        One row a contestant: the case, its name, repeats, median, first and third quartile in milliseconds, and the
+        median and quartiles of its ratio to the first contestant within a round.
+    """
+    order = random.Random(0)
+    rounds: list[dict[str, float]] = []
+    for _ in range(warmup + repeats):
+        turns = order.sample(list(contestants), len(contestants))
+        rounds.append({name: clock(contestants[name]) for name in turns})
+    first, rows = next(iter(contestants)), []
+    for name in contestants:
+        times = _quartiles([1e3 * taken[name] for taken in rounds[warmup:]])
+        ratios = _quartiles([taken[name] / taken[first] for taken in rounds[warmup:]])
+        rows.append({
+            **case, 'contestant': name, 'repeats': repeats,
+            'median_ms': times[1], 'q1_ms': times[0], 'q3_ms': times[2],
+            'ratio': ratios[1], 'ratio_q1': ratios[0], 'ratio_q3': ratios[2],
+        })
+    return rows
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    return [float(f'{value:.4g}') for value in statistics.quantiles(values, n=4, method='inclusive')]
+
+
+def environment() -> dict[str, object]:
+    """Where and when: processor, accelerator, threads, versions, commit, command, day."""
+    names = [
+        line.partition(':')[2].strip() for line in _read('/proc/cpuinfo').splitlines() if line.startswith('model name')]
+    return {
+        'cpu': names[0] if names else platform.processor() or platform.machine(),
+        'cores': os.cpu_count(),
+        'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else '',
+        'threads': torch.get_num_threads(),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'timm': timm.__version__,
+        'commit': _commit(),
+        'command': ' '.join(['python', os.path.relpath(sys.argv[0], RESULTS.parent.parent), *sys.argv[1:]]),
+        'date': datetime.date.today().isoformat(),
+    }
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding='utf-8') if os.path.exists(path) else ''
+
+
+def _commit() -> str:
+    """The commit the code is at; '-dirty' when tracked files differ from it, '' outside a repository."""
+    done = subprocess.run(
+        ['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=RESULTS.parent, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS) -> Path:
+    """Write `results/<question>.csv`, each row with the environment, and print what was measured."""
+    stamp = environment()
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    path = folder / f'{question}.csv'
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, [*columns, *stamp], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(row | stamp for row in rows)
+    for row in rows:
+        print(*(f'{column}={value}' for column, value in row.items()))
+    return path
