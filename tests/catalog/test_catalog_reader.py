@@ -266,6 +266,16 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(root, old, new, wher
         read(root)
 
 
+def test_a_metric_with_an_origin_of_its_own_takes_no_default(root):
+    change(root, 'weights/ink.toml', '{ value = 12.5 }',
+           '{ name = "mAP", value = 12, origin = "measured", command = "c", hardware = "h", date = "2025-01-01" }')
+    assert read(root)['ink_net.lab_blots'].metrics[0] == Metric(
+        name='mAP', value=12.0, origin='measured', command='c', hardware='h', date='2025-01-01')
+    change(root, 'weights/ink.toml', 'origin = "measured", command = "c"', 'origin = "paper"')
+    with pytest.raises(CatalogError, match=r'\.metrics\[0\]\] source: got nothing, expected a string'):
+        read(root)
+
+
 def test_facts_for_timm_of_an_architecture_without_weights_are_an_error(root):
     change(root, 'weights/ink.toml', '[timm.ink_net]', '[timm.ink_ned]')
     with pytest.raises(CatalogError, match=r"ink.toml: \[timm.ink_ned\]: unknown architecture; did you mean 'ink_net'"):

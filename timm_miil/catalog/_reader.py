@@ -3,10 +3,10 @@
 Files, below one root folder (the package itself, except in tests):
 `catalog/papers.toml`, `catalog/labels.toml`, `catalog/labels/<name>.txt`, `catalog/weights/<family>.toml`.
 
-A family file has one table `[weights."architecture.tag"]` a file of weights. Facts of the whole family stand
-once in `[defaults]`, those of its metrics in `[defaults.metric]`; an entry may say otherwise, and one with
-`inherit = false` takes none of them. `[timm]` has the keys of `TimmFacts`, `[timm.<name>]` refines it for an
-architecture.
+A family file has one table `[weights."architecture.tag"]` a file of weights. Facts of the whole family stand once
+in `[defaults]`; an entry may say otherwise, and one with `inherit = false` takes none of them. `[defaults.metric]` does
+the same for metrics, but for those that state their own origin. `[timm]` has the keys of `TimmFacts`, and
+`[timm.<name>]` refines it for an architecture.
 """
 from collections.abc import Mapping
 from pathlib import Path
@@ -198,7 +198,7 @@ def _metrics(entry: Table, shared: Table | None) -> tuple[Metric, ...]:
     metrics = []
     for index, values in enumerate(entry.optional('metrics', TABLES) or ()):
         table = Table(entry.file, f'{entry.name}.metrics[{index}]', values)
-        if shared is not None:
+        if shared is not None and 'origin' not in table:
             table.inherit(shared)
         metrics.append(_metric(table))
     return tuple(metrics)

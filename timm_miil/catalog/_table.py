@@ -49,6 +49,9 @@ class Table:
         self._inherited: dict[str, str] = {}
         self._known: list[str] = []
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
     def inherit(self, other: 'Table') -> None:
         """Take from another table the keys that this one lacks; errors in them name the other."""
         for key, value in other._values.items():
