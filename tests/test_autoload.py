@@ -116,19 +116,16 @@ def test_an_error_of_timm_itself_is_unchanged(spoiled, tmp_path):
 
 def test_spawned_workers_of_an_isolated_interpreter_have_the_models(installed, tmp_path):
     (tmp_path / 'main.py').write_text(textwrap.dedent('''
-        import multiprocessing, sys
+        import concurrent.futures, multiprocessing, sys
 
-        def work(queue):
+        def work():
             import timm
-            queue.put((sys.flags.isolated, timm.is_model('mldecoder_tresnet_l')))
+            return sys.flags.isolated, timm.is_model('mldecoder_tresnet_l')
 
         if __name__ == '__main__':
             spawn = multiprocessing.get_context('spawn')
-            queue = spawn.Queue()
-            process = spawn.Process(target=work, args=(queue,))
-            process.start()
-            print(queue.get(timeout=120))
-            process.join()
+            with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+                print(pool.submit(work).result())
     '''))
     done = installed.run('python', '-I', 'main.py', cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, '(1, True)\n', '')
