@@ -50,6 +50,13 @@ def test_the_five_ml_decoder_tags_for_timm():
     assert 'label_names' not in cfgs['mldecoder_tresnet_m.miil_openimages_224']
 
 
+def test_the_last_feature_map_of_an_odd_size_is_rounded_up():
+    cfg = CFGS['miil_tresnet_v2_l_slope1e6.miil_stanford_cars_368']
+    network = timm.create_model('tresnet_v2_l', device='meta')
+    features = network.forward_features(torch.empty(1, *cfg['input_size'], device='meta'))
+    assert cfg['pool_size'] == features.shape[-2:] == (12, 12)
+
+
 def test_without_a_tag_timm_takes_the_coco_weights():
     defaults = generate_default_cfgs(catalog.pretrained_cfgs('mldecoder'))
     assert {name: defaults[name].tags[0] for name in defaults if 'tresnet' in name} == {

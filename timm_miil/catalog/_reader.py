@@ -153,7 +153,7 @@ def read_family(
     tables = top.required('weights', TABLE)
     top.close()
 
-    timm_facts = _timm_facts(file, timm_tables, architectures=[name.partition('.')[0] for name in tables])
+    timm_facts = _timm_facts(file, timm_tables, architectures={name.partition('.')[0] for name in tables})
     entries = {}
     for name, values in tables.items():
         table = Table(file, f'weights."{name}"', values)
@@ -172,14 +172,15 @@ def read_family(
     return MappingProxyType(entries)
 
 
-def _timm_facts(file: Path, values: Mapping[str, object], architectures: list[str]) -> dict[str, TimmFacts]:
+def _timm_facts(file: Path, values: Mapping[str, object], architectures: set[str]) -> dict[str, TimmFacts]:
     """Facts for timm by architecture: the family's, refined by the table of the architecture."""
     shared = Table(file, 'timm', {key: value for key, value in values.items() if not isinstance(value, dict)})
     refined = {key: value for key, value in values.items() if isinstance(value, dict)}
-    for key in refined.keys() - set(architectures):
-        raise CatalogError(f'{file}: [timm.{key}]: unknown architecture; {nearest(key, set(architectures))}')
+    for key in refined:
+        if key not in architectures:
+            raise CatalogError(f'{file}: [timm.{key}]: unknown architecture; {nearest(key, architectures)}')
     facts = {}
-    for architecture in architectures:
+    for architecture in sorted(architectures):
         table = Table(file, f'timm.{architecture}', refined.get(architecture, {}))
         table.inherit(shared)
         facts[architecture] = TimmFacts(

@@ -1,7 +1,6 @@
 """Strict reading of TOML: a table that is taken apart key by key, and the kinds of values it may hold."""
 import dataclasses
 import datetime
-import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable
@@ -88,9 +87,10 @@ class Table:
 
     def close(self) -> None:
         """Raise CatalogError when the table has a key that was never asked for."""
-        for key in self._values.keys() - set(self._known):
-            table = self._inherited.get(key, self.name)
-            raise CatalogError(f'{self.file}: [{table}] {key}: unknown key; {nearest(key, set(self._known))}')
+        for key in self._values:
+            if key not in self._known:
+                table = self._inherited.get(key, self.name)
+                raise CatalogError(f'{self.file}: [{table}] {key}: unknown key; {nearest(key, set(self._known))}')
 
 
 def load(file: Path) -> dict[str, object]:
@@ -115,12 +115,6 @@ def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else None
 
 
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
 def _matching(pattern: str) -> Callable[[object], str | None]:
     return lambda value: value if isinstance(value, str) and re.fullmatch(pattern, value) else None
 
@@ -128,8 +122,9 @@ def _matching(pattern: str) -> Callable[[object], str | None]:
 def _up_to(high: float, *, zero: bool) -> Callable[[object], float | None]:
     """A number in [0, high], or in (0, high] unless `zero`."""
     def convert(value: object) -> float | None:
-        number = _number(value)
-        return number if number is not None and 0 <= number <= high and (zero or number > 0) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if 0 <= value <= high and (zero or value > 0) else None
     return convert
 
 
