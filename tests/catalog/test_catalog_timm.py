@@ -27,7 +27,7 @@ def test_a_configuration_of_timm_takes_every_fact(name):
     made = PretrainedCfg(**cfg)
     for fact in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode', 'num_classes', 'url'):
         assert getattr(made, fact) == getattr(entry, fact)
-    assert made.origin_url == f'https://github.com/{entry.source_repo}'
+    assert made.origin_url == (entry.source_repo and f'https://github.com/{entry.source_repo}')
     assert made.paper_ids == f'arXiv:{catalog.paper(entry.paper).arxiv}'
     assert made.label_names == (catalog.label_set(entry.labels).labels if entry.labels else None)
     assert made.hf_hub_id is None
