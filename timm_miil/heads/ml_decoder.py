@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from timm_miil._checks import check_multiple, check_positive, check_range, nearest
 from timm_miil._errors import CheckpointError
 
-__all__ = ['MLDecoder', 'QueryDecoder', 'convert_original_state_dict', 'flatten_features']
+__all__ = [
+    'CrossAttention', 'GroupLinear', 'MLDecoder', 'QueryDecoder', 'convert_original_state_dict', 'flatten_features',
+]
 
 NUM_GROUPS = 100
 EMBED_DIM = 768

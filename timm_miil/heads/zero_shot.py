@@ -14,7 +14,7 @@ from timm_miil._checks import check_positive
 from timm_miil.heads.ml_decoder import (
     DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, QueryDecoder, flatten_features)
 
-__all__ = ['ZeroShotMLDecoder']
+__all__ = ['SharedLinear', 'ZeroShotMLDecoder']
 
 WORD_DIM = 300
 
