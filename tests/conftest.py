@@ -33,6 +33,13 @@ class Environment:
             [self.root / 'bin' / command[0], *command[1:]], cwd=cwd, env=kept | offline | variables,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
 
+    def pip(self, *words: str | Path) -> None:
+        """Run the testing environment's pip on it, without the network."""
+        done = subprocess.run(
+            [sys.executable, '-m', 'pip', '--python', self.root, '--quiet', '--disable-pip-version-check', *words],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
 
 @pytest.fixture(scope='session')
 def fixtures_dir() -> Path:
@@ -81,8 +88,5 @@ def installed(wheel, tmp_path_factory) -> Environment:
                 (links / entry.name).symlink_to(entry)
     environment = Environment(root / 'venv')
     (environment.site_packages / 'links.pth').write_text(f'{links}\n')
-    subprocess.run(
-        [sys.executable, '-m', 'pip', '--python', environment.root, '--quiet', '--disable-pip-version-check',
-         'install', '--no-deps', '--no-index', '--no-cache-dir', wheel],
-        stdin=subprocess.DEVNULL, check=True)
+    environment.pip('install', '--no-deps', '--no-index', '--no-cache-dir', wheel)
     return environment

@@ -131,6 +131,24 @@ def test_spawned_workers_of_an_isolated_interpreter_have_the_models(installed, t
     assert (done.returncode, done.stdout, done.stderr) == (0, '(1, True)\n', '')
 
 
+def test_an_editable_install_works_until_its_checkout_moves(spoiled, source_tree, tmp_path):
+    checkout = shutil.copytree(source_tree, tmp_path / 'checkout')
+    spoiled.pip('uninstall', '--yes', 'timm-miil')
+    spoiled.pip('install', '--no-deps', '--no-index', '--no-build-isolation', '--editable', checkout)
+    done = python(spoiled, tmp_path, 'import timm; print(timm.is_model("mldecoder_tresnet_l"))')
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'True\n', '')
+
+    checkout.rename(tmp_path / 'moved')
+    done = python(spoiled, tmp_path, 'import torch')
+    assert done.returncode == 1
+    assert 'RuntimeError: Failed to load the backend extension: timm_miil.' in done.stderr
+    done = python(spoiled, tmp_path, 'import torch', TORCH_DEVICE_BACKEND_AUTOLOAD='0')
+    assert (done.returncode, done.stderr) == (0, '')
+    spoiled.pip('uninstall', '--yes', 'timm-miil')
+    done = python(spoiled, tmp_path, 'import torch')
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 def test_threads_that_import_timm_together_all_find_the_models(installed, tmp_path):
     done = python(installed, tmp_path, '''
         import threading
