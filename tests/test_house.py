@@ -320,7 +320,7 @@ def size(root: Path) -> list[str]:
 
 
 def top_level(root: Path) -> list[str]:
-    ignored = (root / '.gitignore').read_text().replace('/\n', '\n').split()
+    ignored = [pattern.strip('/') for pattern in (root / '.gitignore').read_text().split()]
     # An empty folder is not there: git does not keep it.
     there = {entry.name for entry in root.iterdir() if entry.is_file() or any(entry.iterdir())} - {'.git'}
     there = {name for name in there if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
@@ -486,7 +486,7 @@ def test_what_is_allowed_is_not_reported(tmp_path):
 def test_the_top_level_is_fixed(tmp_path):
     for name in TOP_LEVEL - {'hub_cards', '.gitignore'}:
         (tmp_path / name).touch()
-    (tmp_path / '.gitignore').write_text('build/\n*.egg-info/\n')
+    (tmp_path / '.gitignore').write_text('/build/\n*.egg-info/\n')
     for name in 'build', 'timm_miil.egg-info', 'scripts':
         (tmp_path / name).mkdir()
         (tmp_path / name / 'file').touch()
