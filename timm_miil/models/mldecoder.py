@@ -162,7 +162,7 @@ def _backbone_facts(backbone: str) -> dict[str, Any]:
     }
 
 
-def _create_mldecoder(variant: str, pretrained: bool = False, *, backbone: str, **kwargs: Any) -> nn.Module:
+def _create_mldecoder(variant: str, pretrained: bool = False, *, backbone: str, **kwargs: Any) -> MLDecoderClassifier:
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
     published = catalog.weights_of('mldecoder').get(f'{variant}.{cfg.tag}')
     adopt_groups = published is not None and published.num_groups is None and 'num_groups' not in kwargs
@@ -197,7 +197,7 @@ default_cfgs = generate_default_cfgs({
 
 
 @register_model
-def mldecoder(pretrained: bool = False, backbone: str = 'resnet50', **kwargs: Any) -> nn.Module:
+def mldecoder(pretrained: bool = False, backbone: str = 'resnet50', **kwargs: Any) -> MLDecoderClassifier:
     """ML-Decoder on any timm model: `timm.create_model('mldecoder', backbone=...)`, arXiv:2111.12933."""
     if not isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg)):  # those of a saved model are complete
         overlay = kwargs.get('pretrained_cfg_overlay') or {}
@@ -206,51 +206,51 @@ def mldecoder(pretrained: bool = False, backbone: str = 'resnet50', **kwargs: An
 
 
 @register_model
-def mldecoder_tresnet_m(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mldecoder_tresnet_m(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """TResNet-M with an ML-Decoder head, arXiv:2111.12933."""
     return _create_mldecoder('mldecoder_tresnet_m', pretrained, backbone='tresnet_m', **kwargs)
 
 
 @register_model
-def mldecoder_tresnet_l(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mldecoder_tresnet_l(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """TResNet-L (v2: 3-4-23-3 bottlenecks) with an ML-Decoder head, arXiv:2111.12933."""
     return _create_mldecoder('mldecoder_tresnet_l', pretrained, backbone='tresnet_v2_l', **kwargs)
 
 
 @register_model
-def mldecoder_tresnet_xl(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mldecoder_tresnet_xl(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """TResNet-XL (v2: 3-8-34-5 bottlenecks) with an ML-Decoder head, arXiv:2111.12933."""
     return _create_mldecoder('mldecoder_tresnet_xl', pretrained, backbone='miil_tresnet_v2_xl', **kwargs)
 
 
 @register_model
-def mldecoder_resnet50(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mldecoder_resnet50(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """ResNet-50 with an ML-Decoder head, arXiv:2111.12933."""
     return _create_mldecoder('mldecoder_resnet50', pretrained, backbone='resnet50', **kwargs)
 
 
 @register_model
-def mldecoder_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mldecoder_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """ConvNeXt-T with an ML-Decoder head."""
     return _create_mldecoder('mldecoder_convnext_tiny', pretrained, backbone='convnext_tiny', **kwargs)
 
 
 @register_model
-def mldecoder_mobilenetv3_large_100(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mldecoder_mobilenetv3_large_100(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """MobileNetV3-Large with an ML-Decoder head on its last map, before timm's convolution behind the pool."""
     return _create_mldecoder(
         'mldecoder_mobilenetv3_large_100', pretrained, backbone='mobilenetv3_large_100', **kwargs)
 
 
 @register_model
-def mldecoder_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mldecoder_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """Swin-T with an ML-Decoder head."""
     return _create_mldecoder(
         'mldecoder_swin_tiny_patch4_window7_224', pretrained, backbone='swin_tiny_patch4_window7_224', **kwargs)
 
 
 @register_model
-def mldecoder_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def mldecoder_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """ViT-B/16 with an ML-Decoder head that reads class and patch tokens."""
     return _create_mldecoder(
         'mldecoder_vit_base_patch16_224', pretrained, backbone='vit_base_patch16_224', **kwargs)
