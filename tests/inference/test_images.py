@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from timm_miil._errors import PredictionError
 from timm_miil.inference import IMAGE_SUFFIXES, find_images, load_image
@@ -86,8 +86,9 @@ def test_sixteen_bits_are_divided_by_257(suffix, scene, tmp_path):
     grey = scene[..., 0].astype(np.uint16)
     want = np.repeat(grey[..., None], 3, axis=2)
     np.testing.assert_array_equal(read(save(tmp_path / f'a{suffix}', grey * 257)), want)
-    near = np.minimum(grey * 257 + 128, 65535)  # rounds down: 128 / 257 < 0.5
-    np.testing.assert_array_equal(read(save(tmp_path / f'b{suffix}', near)), want)
+    for off in (-128, 128):  # to the nearest: 128 / 257 < 0.5
+        near = np.clip(grey.astype(int) * 257 + off, 0, 65535).astype(np.uint16)
+        np.testing.assert_array_equal(read(save(tmp_path / f'b{suffix}', near)), want)
 
 
 def test_big_endian_sixteen_bit_tiff(scene, tmp_path):

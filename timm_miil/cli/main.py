@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and not words[0].startswith('-'):
             return _run_verb(words[0], words[1:])
-        _top_parser().parse_args(words or ['--help'])
+        parser = _TopParser(prog='timm-miil', description='Multi-label recognition for timm.')
+        parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
+        parser.parse_args(words or ['--help'])
     except SystemExit as stop:  # argparse has printed help, version or what is wrong
         return int(stop.code or 0)
     return 0
@@ -51,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f'{self.prog}: {message} (see {self.prog} --help)\n')
+
+
+class _TopParser(_Parser):
+    def format_help(self) -> str:
+        verbs = ''.join(f'  {verb:<12}{_verb_module(verb).HELP}\n' for verb in VERBS)
+        return f'{super().format_help()}\ncommands:\n{verbs}\ntimm-miil COMMAND --help explains each.\n'
 
 
 def _run_verb(verb: str, words: Sequence[str]) -> int:
@@ -78,16 +86,6 @@ def _run_verb(verb: str, words: Sequence[str]) -> int:
         if ns.debug:
             traceback.print_exc()
         parser.exit(USAGE_ERROR, f'{parser.prog}: {" ".join(str(error).split()) or type(error).__name__}\n')
-
-
-def _top_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog='timm-miil', description='Multi-label recognition for timm.',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='commands:\n' + ''.join(f'  {verb:<12} {_verb_module(verb).HELP}\n' for verb in VERBS)
-        + '\nEach explains itself: timm-miil predict --help')
-    parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
-    return parser
 
 
 def _verb_module(verb: str) -> ModuleType:

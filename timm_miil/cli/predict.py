@@ -67,11 +67,12 @@ def run(ns: argparse.Namespace) -> int:
             if prediction.error is not None:
                 broken += 1
                 _note(prediction.error)
-            elif ns.save_pictures:
-                save_tagged(prediction, ns.save_pictures, roots=ns.paths)
-            done += 1
+            else:
+                done += 1
+                if ns.save_pictures:
+                    save_tagged(prediction, ns.save_pictures, roots=ns.paths)
             bar.update()
-    _note(f'{done} pictures: {done - broken} labelled, {broken} not read, {time.monotonic() - start:.1f} s.')
+    _note(f'{done} labelled, {broken} not read, {time.monotonic() - start:.1f} s.')
     return 1 if broken else 0
 
 
@@ -98,7 +99,8 @@ def _device(name: str) -> torch.device:
 
 
 def _as_table(prediction: Prediction) -> str:
-    lines = [printable(prediction.path), *(f'  {tag.confidence:.3f}  {printable(tag.label)}' for tag in prediction.tags)]
+    lines = [printable(prediction.path)]
+    lines += [f'  {tag.confidence:.3f}  {printable(tag.label)}' for tag in prediction.tags]
     if not prediction.tags:
         lines.append('  no label' if prediction.error is None else '  not read')
     return '\n'.join(lines) + '\n'
@@ -113,7 +115,8 @@ def _as_json(prediction: Prediction) -> str:
 
 def _as_csv(prediction: Prediction) -> str:
     """One line a tag; one line without label for a picture that has none."""
-    rows = [(tag.label, round(tag.confidence, CONFIDENCE_DIGITS), tag.index) for tag in prediction.tags]
+    rows: list[tuple[object, ...]] = [
+        (tag.label, round(tag.confidence, CONFIDENCE_DIGITS), tag.index) for tag in prediction.tags]
     return ''.join(_csv_line((prediction.path, *row, prediction.error)) for row in rows or [('', '', '')])
 
 

@@ -25,7 +25,8 @@ def draw_tags(image: Image.Image, tags: Sequence[Tag]) -> Image.Image:
     """Write tags below a picture, each with a bar as long as its confidence.
 
     The text stands on its own dark panel, so the whole picture stays visible and the text readable on any picture.
-    A picture with no side of 320 pixels is enlarged first. At most 20 tags are written.
+    A picture with no side of 320 pixels is enlarged first. At most 20 tags are written. The font is Pillow's own,
+    which has no letters beyond ASCII.
 
     Args:
         image: Picture of mode 'RGB'; it is not changed.
@@ -42,7 +43,7 @@ def draw_tags(image: Image.Image, tags: Sequence[Tag]) -> Image.Image:
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     width = max(image.width, MIN_SIDE_PX)
-    size = max(MIN_FONT_PX, width // 32)
+    size = max(MIN_FONT_PX, width // 48)
     font = ImageFont.load_default(size)
     lines = [(tag.label, f'{tag.confidence:.2f}', tag.confidence) for tag in tags[:MAX_LINES]]
     if not lines:

@@ -36,9 +36,9 @@ _IDENTIFIER = re.compile(r'n\d{8}|/[mg]/\w+')
 def load_model(name: str) -> tuple[nn.Module, Activation | None]:
     """Load a model with its weights, by timm's own loading.
 
-    A folder or Hub repository is not trusted: timm reads safetensors or pickles with `weights_only=True`, and
-    takes no file name out of the configuration; on top of that, a folder whose files are links to elsewhere is
-    refused, and so is a configuration that leaves the classifier untrained.
+    A folder or Hub repository is not trusted. timm reads safetensors, or pickles with `weights_only=True`, and takes
+    no path out of the configuration. Refused here are a folder whose files are links to elsewhere, and a
+    configuration that leaves the classifier untrained.
 
     Args:
         name: A registered model ('resnet18', 'resnet18.a1_in1k'), a Hub repository
@@ -159,11 +159,11 @@ def _load_config(source: str | None, where: str) -> dict[str, Any]:
 
 def _check_links(folder: Path) -> None:
     """Refuse files that lie elsewhere: an archive from anyone may hold links to anything."""
-    root = folder.resolve()
-    # The Hub's cache keeps the files of <repo>/snapshots/<revision> as links into <repo>/blobs.
-    home = root.parents[1] / 'blobs' if root.parent.name == 'snapshots' else root
+    homes = [folder.resolve()]
+    if homes[0].parent.name == 'snapshots':  # the Hub's cache links <repo>/snapshots/<revision>/* to <repo>/blobs
+        homes.append(homes[0].parents[1] / 'blobs')
     for path in folder.iterdir():
-        if path.is_symlink() and not path.resolve().is_relative_to(home):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
             raise ValueError(f'{path.name} is a link out of the folder; put the file itself there.')
 
 

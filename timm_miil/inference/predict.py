@@ -106,12 +106,7 @@ class Tagger:
             threshold: float | None = None,
             topk: int | None = None,
     ) -> None:
-        if threshold is not None:
-            check_range(threshold=threshold, low=0.0, high=1.0, closed=True)
-        if topk is not None:
-            check_positive(topk=topk)
-        if activation is not None:
-            check_choice(activation=activation, choices=ACTIVATIONS)
+        _check_settings(activation, threshold, topk)
         num_classes = _check_model(model)
         if label_names is not None and len(label_names) != num_classes:
             raise ValueError(
@@ -154,6 +149,7 @@ class Tagger:
             TypeError: See `Tagger`.
             ValueError: See `Tagger`.
         """
+        _check_settings(activation, threshold, topk)  # before a long download
         model, config_activation = load_model(name)
         return cls(
             model, label_names=label_names, activation=activation or config_activation, device=device,
@@ -264,6 +260,15 @@ class Tagger:
         return tuple(
             Tag(self.label_names[index], value, index)
             for value, index in zip(confidence[:self.topk], order) if value >= least)
+
+
+def _check_settings(activation: Activation | None, threshold: float | None, topk: int | None) -> None:
+    if activation is not None:
+        check_choice(activation=activation, choices=ACTIVATIONS)
+    if threshold is not None:
+        check_range(threshold=threshold, low=0.0, high=1.0, closed=True)
+    if topk is not None:
+        check_positive(topk=topk)
 
 
 def _check_model(model: nn.Module) -> int:
