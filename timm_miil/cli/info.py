@@ -59,12 +59,13 @@ def _weights_facts(entry: catalog.Weights) -> _Facts:
     yield 'head', f'{entry.head}: {catalog.HEADS[entry.head]}'
     yield 'groups', entry.num_groups
     yield 'input', input_words(entry)
-    yield 'mean, std', entry.mean and entry.std and f'{entry.mean}, {entry.std}'
-    yield 'resize', entry.interpolation and f'{entry.interpolation}, {entry.crop_mode}, crop {entry.crop_pct}'
+    yield 'mean', entry.mean
+    yield 'std', entry.std
+    yield 'resize', _listed(entry.interpolation, entry.crop_mode, entry.crop_pct and f'crop {entry.crop_pct}')
     for metric in entry.metrics:
         yield 'metric', f'{metric_words(metric)}: {catalog.METRICS[metric.name]}'
-        yield '  on', ', '.join(filter(None, (metric.dataset, metric.setting)))
-        yield '  from', ', '.join(filter(None, (metric.source, metric.command, metric.hardware, metric.date)))
+        yield '  on', _listed(metric.dataset, metric.setting)
+        yield '  from', _listed(metric.source, metric.command, metric.hardware, metric.date)
     yield 'licence', entry.licence or 'none stated by the authors'
     yield 'file', entry.url or entry.file
     yield 'on the Hub', entry.hf_hub_id
@@ -95,6 +96,10 @@ def _use(name: str, entry: catalog.Weights | None) -> Iterator[str]:
         yield f'model = timm.create_model({name!r}, num_classes=80)  # untrained'
     else:
         yield 'Not implemented yet.'
+
+
+def _listed(*facts: object) -> str:
+    return ', '.join(str(fact) for fact in facts if fact is not None)
 
 
 def _print_facts(facts: _Facts) -> None:

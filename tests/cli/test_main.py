@@ -1,0 +1,90 @@
+"""The command finds its verbs, and ends every way with the right status."""
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import timm_miil
+from timm_miil.cli.main import VERBS, main
+
+ENVIRONMENT = os.environ | {'PYTHONPATH': str(Path(timm_miil.__file__).parents[1]), 'OMP_NUM_THREADS': '1'}
+
+
+@pytest.mark.parametrize('verb', VERBS)
+def test_a_verb_has_its_three_parts(verb, capsys):
+    module = importlib.import_module(f'timm_miil.cli.{verb}')
+    assert module.HELP and module.HELP == module.HELP.strip() and '\n' not in module.HELP
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    assert main([verb, '--help']) == 0
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert shown.startswith(f'usage: timm-miil {verb} ') and module.HELP in shown and '--debug' in shown
+    for action in parser._actions:
+        assert action.help or action.dest in ('format', 'paths'), f'{action.dest} says nothing'
+
+
+@pytest.mark.parametrize('argv', [[], ['--help'], ['-h']])
+def test_help_names_every_verb(argv, capsys):
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('usage: timm-miil ')
+    for verb in VERBS:
+        help_line = importlib.import_module(f'timm_miil.cli.{verb}').HELP
+        assert f'\n  {verb:<12}{help_line}\n' in out
+
+
+def test_version(capsys):
+    assert main(['--version']) == 0
+    assert capsys.readouterr().out == f'timm-miil {timm_miil.__version__}\n'
+
+
+@pytest.mark.parametrize('argv, line', [
+    (['prdict'], "timm-miil: unknown command 'prdict'; did you mean 'predict'? Known: info, list, predict, "
+                 'quickstart. (see timm-miil --help)'),
+    (['--frobnicate'], 'timm-miil: unrecognized arguments: --frobnicate (see timm-miil --help)'),
+    (['list', '--frobnicate'], 'timm-miil list: unrecognized arguments: --frobnicate (see timm-miil list --help)'),
+])
+def test_wrong_words_are_one_line_and_two(argv, line, capsys):
+    assert main(argv) == 2
+    assert capsys.readouterr() == ('', f'{line}\n')
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, '-c', code], env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=120)
+
+
+def test_a_verb_is_imported_when_it_is_used():
+    done = python(
+        'import sys\n'
+        'from timm_miil.cli.main import main\n'
+        'loaded = lambda: sorted(name for name in sys.modules if name.startswith("timm_miil.cli."))\n'
+        'print(loaded())\n'
+        'main(["list", "mldecoder"])\n'
+        'print(loaded())\n')
+    first, *_, last = done.stdout.splitlines()
+    assert first == "['timm_miil.cli.main']", done.stderr
+    assert last == "['timm_miil.cli._text', 'timm_miil.cli.list', 'timm_miil.cli.main']"
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, '-m', 'timm_miil.cli.main', 'list', 'no-such-*'], env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == "timm-miil list: no architecture matches 'no-such-*'; a pattern is like '*tresnet*'.\n"
+
+
+def test_warnings_are_as_before_afterwards(capsys):
+    done = python(
+        'import warnings\n'
+        'from timm_miil.cli.main import main\n'
+        'before = list(warnings.filters)\n'
+        'main(["list"])\n'
+        'assert warnings.filters == before\n')
+    assert done.returncode == 0, done.stderr
