@@ -219,7 +219,7 @@ def private_timm(root: Path) -> list[str]:
     return found
 
 
-def words(root: Path) -> list[str]:
+def forbidden(root: Path) -> list[str]:
     """print, exit and their like; assert; bare except; star imports; global."""
     found = []
     for module in modules(root):
@@ -328,7 +328,7 @@ def top_level(root: Path) -> list[str]:
         f'{name}:1: missing from the top level' for name in sorted(TOP_LEVEL - there)]
 
 
-RULES = [layering, third_party, private_timm, words, mutable_state, surface, size, top_level]
+RULES = [layering, third_party, private_timm, forbidden, mutable_state, surface, size, top_level]
 
 
 @pytest.mark.parametrize('rule', RULES, ids=lambda rule: rule.__name__)
@@ -389,22 +389,22 @@ PLANTED = [
     (private_timm, 'models/x.py', 'import timm\ntimm.models._x.f()', '2: timm.models._x is private to timm'),
     (private_timm, 'hub/x.py', 'import timm.models as m\nm._x', '2: m._x is private to timm'),
     (private_timm, 'hub/x.py', 'from timm.models import hub\nhub._x', '2: hub._x is private to timm'),
-    (words, 'data/x.py', 'print(1)', '1: print'),
-    (words, 'data/x.py', 'log = print', '1: print'),
-    (words, 'cli/x.py', 'def f():\n    exit(1)', '2: exit'),
-    (words, 'cli/x.py', 'quit()', '1: quit'),
-    (words, 'cli/x.py', 'breakpoint()', '1: breakpoint'),
-    (words, 'cli/x.py', 'import sys\nsys.exit(1)', '2: sys.exit'),
-    (words, 'data/x.py', "if __name__ == '__main__':\n    sys.exit(1)", '2: sys.exit'),
-    (words, 'cli/x.py', "if __name__ == '__main__':\n    os._exit(1)", '2: os._exit'),
-    (words, 'cli/x.py', 'from sys import exit', '1: from sys import exit'),
-    (words, 'cli/x.py', 'from os import _exit as stop', '1: from os import _exit'),
-    (words, 'cli/x.py', 'raise SystemExit(1)', '1: raise SystemExit'),
-    (words, 'data/x.py', 'raise SystemExit', '1: raise SystemExit'),
-    (words, 'data/x.py', 'from math import *', '1: from math import *'),
-    (words, 'data/x.py', 'try:\n    pass\nexcept:\n    pass', '3: bare except'),
-    (words, 'data/x.py', 'def f(x):\n    assert x', '2: assert'),
-    (words, 'data/x.py', 'def f():\n    global x', '2: global'),
+    (forbidden, 'data/x.py', 'print(1)', '1: print'),
+    (forbidden, 'data/x.py', 'log = print', '1: print'),
+    (forbidden, 'cli/x.py', 'def f():\n    exit(1)', '2: exit'),
+    (forbidden, 'cli/x.py', 'quit()', '1: quit'),
+    (forbidden, 'cli/x.py', 'breakpoint()', '1: breakpoint'),
+    (forbidden, 'cli/x.py', 'import sys\nsys.exit(1)', '2: sys.exit'),
+    (forbidden, 'data/x.py', "if __name__ == '__main__':\n    sys.exit(1)", '2: sys.exit'),
+    (forbidden, 'cli/x.py', "if __name__ == '__main__':\n    os._exit(1)", '2: os._exit'),
+    (forbidden, 'cli/x.py', 'from sys import exit', '1: from sys import exit'),
+    (forbidden, 'cli/x.py', 'from os import _exit as stop', '1: from os import _exit'),
+    (forbidden, 'cli/x.py', 'raise SystemExit(1)', '1: raise SystemExit'),
+    (forbidden, 'data/x.py', 'raise SystemExit', '1: raise SystemExit'),
+    (forbidden, 'data/x.py', 'from math import *', '1: from math import *'),
+    (forbidden, 'data/x.py', 'try:\n    pass\nexcept:\n    pass', '3: bare except'),
+    (forbidden, 'data/x.py', 'def f(x):\n    assert x', '2: assert'),
+    (forbidden, 'data/x.py', 'def f():\n    global x', '2: global'),
     (mutable_state, 'data/x.py', 'cache = {}', '1: cache is mutable state of the module'),
     (mutable_state, 'data/x.py', 'seen: list[int] = []', '1: seen is mutable state of the module'),
     (mutable_state, 'data/x.py', '_seen = {1, 2}', '1: _seen is mutable state of the module'),
