@@ -1,0 +1,72 @@
+"""Folders that appear whole or not at all."""
+import os
+
+import pytest
+
+from timm_miil._atomic import whole_folder
+
+
+def test_a_finished_folder_takes_its_name(tmp_path):
+    target = tmp_path / 'deep' / 'set'
+    with whole_folder(target) as folder:
+        (folder / 'a.txt').write_text('a')
+        assert not target.exists()
+    assert [path.name for path in target.iterdir()] == ['a.txt']
+    assert [path.name for path in target.parent.iterdir()] == ['set']
+
+
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_folder_leaves_nothing(tmp_path, error):
+    target = tmp_path / 'set'
+    with pytest.raises(error):
+        with whole_folder(target) as folder:
+            (folder / 'a.txt').write_text('a')
+            raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_replacement_keeps_the_old_folder(tmp_path):
+    target = tmp_path / 'set'
+    target.mkdir()
+    (target / 'old.txt').write_text('old')
+    with pytest.raises(RuntimeError):
+        with whole_folder(target) as folder:
+            (folder / 'new.txt').write_text('new')
+            raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ['old.txt']
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_replacement_holds_nothing_of_the_old_folder(tmp_path):
+    target = tmp_path / 'set'
+    for name in ('old.txt', 'new.txt'):
+        with whole_folder(target) as folder:
+            (folder / name).write_text(name)
+    assert [path.name for path in target.iterdir()] == ['new.txt']
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_put_in_place_brings_the_old_one_back(tmp_path, monkeypatch):
+    target = tmp_path / 'set'
+    target.mkdir()
+    (target / 'old.txt').write_text('old')
+    replace = os.replace
+
+    def refuse_the_fresh_one(source, destination):
+        if os.path.basename(source) == 'fresh':
+            raise PermissionError('refused')
+        replace(source, destination)
+
+    monkeypatch.setattr(os, 'replace', refuse_the_fresh_one)
+    with pytest.raises(PermissionError, match='refused'):
+        with whole_folder(target) as folder:
+            (folder / 'new.txt').write_text('new')
+    assert [path.name for path in target.iterdir()] == ['old.txt']
+
+
+def test_a_relative_name_is_meant_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'elsewhere').mkdir()
+    with whole_folder('set'):
+        monkeypatch.chdir(tmp_path / 'elsewhere')
+    assert (tmp_path / 'set').is_dir()
