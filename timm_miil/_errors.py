@@ -1,6 +1,6 @@
 """Error types a caller may want to tell apart; plain ValueError and TypeError serve for wrong arguments."""
 
-__all__ = ['CatalogError', 'CheckpointError', 'PredictionError', 'RecipeError']
+__all__ = ['CatalogError', 'CheckpointError', 'PredictionError', 'RecipeError', 'TrainingError']
 
 
 class CatalogError(ValueError):
@@ -17,3 +17,7 @@ class PredictionError(RuntimeError):
 
 class RecipeError(ValueError):
     """A training recipe holds an unknown key or a value of the wrong type or range."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, such as with a loss that is not finite."""

@@ -1,0 +1,4 @@
+"""Tasks in timm's shape: a module that maps a batch to {'loss', 'output'}."""
+from timm_miil.tasks.multi_label import MultiLabelTask
+
+__all__ = ['MultiLabelTask']

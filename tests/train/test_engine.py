@@ -1,0 +1,176 @@
+"""The training loop on a data set of seconds: repeatable, honest about its best epoch, and loud on failure."""
+import copy
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from timm_miil._errors import TrainingError
+from timm_miil.data import MultiLabelRecords, seeded
+from timm_miil.train import evaluate, load_recipe, read_splits, train
+from timm_miil.train.build import build_eval_loader, build_model, build_optimizer, build_scheduler, build_train_loader
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_scenes):
+    return train(load_recipe(Path(__file__).with_name('tiny.toml')), tiny_scenes)
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_one_seed_gives_one_result_to_the_bit(tiny_scenes, tiny_recipe, trained):
+    torch.manual_seed(99)
+    again = train(tiny_recipe, tiny_scenes)
+    assert again.epochs == trained.epochs and again.test_map == trained.test_map
+    assert same_weights(again.model, trained.model)
+
+
+def test_worker_processes_change_nothing(tiny_scenes, tiny_recipe, trained):
+    again = train(tiny_recipe.override({'workers': '2'}), tiny_scenes)
+    assert again.epochs == trained.epochs and same_weights(again.model, trained.model)
+
+
+def test_another_seed_gives_another_result(tiny_scenes, tiny_recipe, trained):
+    assert not same_weights(train(tiny_recipe.override({'seed': '4'}), tiny_scenes).model, trained.model)
+
+
+def test_the_callers_generators_are_left_alone(tiny_scenes, tiny_recipe):
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    train(tiny_recipe.override({'epochs': '1'}), tiny_scenes)
+    assert random.getstate() == before[0] and np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_training_lowers_the_loss(tiny_scenes, tiny_recipe):
+    result = train(tiny_recipe.override({'epochs': '6'}), tiny_scenes)
+    losses = [record.train_loss for record in result.epochs]
+    assert losses[-1] < 0.9 * losses[0]
+    assert [record.epoch for record in result.epochs] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_result_is_the_best_epochs_model(tiny_scenes, tiny_recipe):
+    # A learning rate this high makes epochs worse as well as better.
+    changes = {'epochs': '5', 'optimizer.lr': '0.1', 'schedule.name': 'constant'}
+    result = train(tiny_recipe.override(changes), tiny_scenes)
+    maps = [record.val_map for record in result.epochs]
+    assert result.val_map == max(maps) and result.best_epoch == 1 + maps.index(max(maps))
+    assert maps[-1] < max(maps), 'choose settings under which the last epoch is not the best'
+    splits = read_splits(tiny_scenes)
+    assert not result.model.training
+    assert evaluate(result.model, splits.val)['map'] == pytest.approx(result.val_map, abs=1e-6)
+    assert evaluate(result.model, splits.test)['map'] == pytest.approx(result.test_map, abs=1e-6)
+
+
+def test_averaged_weights_are_kept_when_asked_for(tiny_scenes, tiny_recipe, trained):
+    averaged = train(tiny_recipe.override({'ema_decay': '0.5'}), tiny_scenes)
+    assert [record.train_loss for record in averaged.epochs] == [record.train_loss for record in trained.epochs]
+    assert not same_weights(averaged.model, trained.model)
+    splits = read_splits(tiny_scenes)
+    assert evaluate(averaged.model, splits.test)['map'] == pytest.approx(averaged.test_map, abs=1e-6)
+
+
+def test_memory_layout_is_plain_at_the_end(trained):
+    assert all(tensor.is_contiguous() for tensor in trained.model.state_dict().values())
+
+
+def test_callbacks_see_every_step_and_epoch(tiny_scenes, tiny_recipe, trained):
+    steps, epochs = [], []
+    train(tiny_recipe, tiny_scenes, on_step=lambda *step: steps.append(step), on_epoch=epochs.append)
+    assert [step[:2] for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2  # 72 pictures, batches of 16
+    assert tuple(epochs) == trained.epochs
+    for record in epochs:
+        of_epoch = [loss for *_, loss in steps[4 * (record.epoch - 1):4 * record.epoch]]
+        assert record.train_loss == pytest.approx(sum(of_epoch) / 4)
+
+
+def test_numbers_as_json(trained):
+    numbers = json.loads(trained.to_json())
+    assert numbers['test_map'] == trained.test_map and numbers['val_map'] == trained.val_map
+    assert numbers['best_epoch'] == trained.best_epoch and len(numbers['epochs']) == 2
+    assert set(numbers['epochs'][0]) == {'epoch', 'lr', 'train_loss', 'val_map'}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_scenes, tiny_recipe):
+    with pytest.raises(TrainingError, match=(
+            r'the loss became (nan|inf) in epoch \d, step \d of 4, at learning rate 1e\+30; lower optimizer.lr')):
+        train(
+            tiny_recipe.override({'optimizer.lr': '1e30', 'schedule.name': 'constant', 'schedule.warmup_epochs': '0'}),
+            tiny_scenes)
+
+
+def test_too_few_pictures_for_a_batch(tiny_scenes, tiny_recipe):
+    with pytest.raises(ValueError, match='batch_size must be at most the number of training pictures, got 80 for 72'):
+        train(tiny_recipe.override({'batch_size': '80'}), tiny_scenes)
+
+
+def test_splits_must_agree_on_labels(tiny_scenes, tmp_path):
+    folder = shutil.copytree(tiny_scenes, tmp_path / 'scenes')
+    file = folder / 'annotations' / 'instances_val.json'
+    file.write_text(file.read_text().replace('red 9', 'crimson 9'))
+    with pytest.raises(ValueError, match='the labels of val and train must be equal, in the same order; got 20 and 20'):
+        read_splits(folder)
+
+
+def test_map_is_the_exact_one(tiny_scenes, trained):
+    records = read_splits(tiny_scenes).test
+    loader = build_eval_loader(records, trained.model, batch_size=7)
+    with torch.no_grad():
+        scores = torch.cat([trained.model(images) for images, _ in loader])
+    want = 100 * np.mean([
+        average_precision_score(records.targets[:, label], scores[:, label]) for label in range(20)])
+    assert evaluate(trained.model, records, batch_size=7)['map'] == pytest.approx(want, abs=1e-9)
+
+
+def test_evaluation_leaves_the_mode_as_found(tiny_scenes, trained):
+    model = copy.deepcopy(trained.model).train()
+    evaluate(model, read_splits(tiny_scenes).val)
+    assert model.training
+
+
+def test_evaluation_checks_the_number_of_labels(tiny_scenes, trained):
+    records = read_splits(tiny_scenes).val
+    fewer = MultiLabelRecords(records.image_paths, records.targets[:, :19], records.label_names[:19])
+    with pytest.raises(ValueError, match='matching'):
+        evaluate(trained.model, fewer)
+
+
+def test_the_learning_rate_warms_up_and_falls(tiny_recipe):
+    model = torch.nn.Linear(2, 2)
+    recipe = tiny_recipe.override({'epochs': '4'})
+    optimizer = build_optimizer(recipe, model)
+    scheduler = build_scheduler(recipe, optimizer, steps_per_epoch=10)
+    rates = []
+    for step in range(40):
+        rates.append(optimizer.param_groups[0]['lr'])
+        scheduler.step_update(step + 1)
+    assert rates[0] == 0 and rates[5] == pytest.approx(0.01 * (1 + math.cos(math.pi * 5 / 40)) / 2)
+    assert rates[:6] == sorted(rates[:6]) and rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 < rates[-1] < 1e-4
+
+
+def test_biases_and_norms_are_not_decayed(tiny_recipe):
+    model = build_model(tiny_recipe, 20)
+    optimizer = build_optimizer(tiny_recipe, model)
+    decayed = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
+    for parameter in model.parameters():
+        assert decayed[id(parameter)] == (0.01 if parameter.ndim > 1 else 0.0)
+
+
+def test_training_pictures_are_shuffled_and_augmented_anew_every_epoch(tiny_scenes, tiny_recipe):
+    with seeded(0):
+        model = build_model(tiny_recipe, 20)
+    loader = build_train_loader(tiny_recipe, read_splits(tiny_scenes).train, model)
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.set_epoch(epoch)
+        epochs.append(torch.cat([images for images, _ in loader]))
+    assert epochs[0].shape == (64, 3, 32, 32) and 0 <= epochs[0].min() and epochs[0].max() <= 1
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])

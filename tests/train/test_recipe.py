@@ -1,0 +1,105 @@
+"""Recipes: what is read, what is refused, what overriding does."""
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from timm_miil._errors import RecipeError
+from timm_miil.train import list_recipes, load_recipe
+
+TINY = Path(__file__).with_name('tiny.toml')
+
+
+def test_every_packaged_recipe_reads():
+    assert 'asl_scenes' in list_recipes()
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        assert recipe.summary.endswith('.') and recipe.epochs > 0
+
+
+def test_a_file_reads_into_typed_frozen_settings():
+    recipe = load_recipe(TINY)
+    assert recipe.epochs == 2 and recipe.optimizer.lr == 0.01 and recipe.augment.scale == (0.8, 1.0)
+    assert recipe.model.args['channels'] == [8, 8, 16, 16]
+    assert load_recipe(str(TINY)) == recipe
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.epochs = 3
+
+
+def test_whole_numbers_serve_as_floats(tmp_path):
+    file = tmp_path / 'a.toml'
+    file.write_text(TINY.read_text().replace('weight_decay = 0.01', 'weight_decay = 0'))
+    value = load_recipe(file).optimizer.weight_decay
+    assert value == 0.0 and isinstance(value, float)
+
+
+def test_override_changes_what_it_names_and_nothing_else():
+    recipe = load_recipe(TINY)
+    changed = recipe.override({
+        'epochs': '3', 'optimizer.lr': '1e-3', 'optimizer.name': 'sgd', 'augment.scale': '[0.5, 1]',
+        'channels_last': 'false', 'model.args.embed_dim': '8', 'summary': 'two words'})
+    want = dataclasses.replace(
+        recipe, epochs=3, channels_last=False, summary='two words',
+        optimizer=dataclasses.replace(recipe.optimizer, lr=1e-3, name='sgd'),
+        augment=dataclasses.replace(recipe.augment, scale=(0.5, 1.0)),
+        model=dataclasses.replace(recipe.model, args={**recipe.model.args, 'embed_dim': 8}))
+    assert changed == want
+    assert recipe == load_recipe(TINY)
+    assert recipe.override({}) == recipe
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'epoch': '3'}, "override: unknown key 'epoch'; did you mean 'epochs'"),
+    ({'optimizer.rl': '3'}, "override: unknown key 'optimizer.rl'; Known: lr, name, weight_decay"),
+    ({'optimiser.lr': '3'}, "override: unknown key 'optimiser'; did you mean 'optimizer'"),
+    ({'epochs': '2.5'}, "override: 'epochs' must be a whole number, got 2.5"),
+    ({'epochs': 'many'}, "override: 'epochs' must be a whole number, got 'many'"),
+    ({'epochs': 'true'}, "override: 'epochs' must be a whole number, got True"),
+    ({'epochs': '0'}, 'override: epochs must be at least 1, got 0'),
+    ({'epochs.x': '1'}, 'epochs.x: epochs is no table'),
+    ({'seed': '-1'}, r'override: seed must be in \[0, 4.29497e\+09\), got -1'),
+    ({'ema_decay': '1'}, r'override: ema_decay must be in \[0, 1\), got 1.0'),
+    ({'workers': '-1'}, r'override: workers must be in \[0, inf\), got -1'),
+    ({'channels_last': '1'}, "override: 'channels_last' must be true or false, got 1"),
+    ({'optimizer.lr': '0'}, r'override: optimizer.lr must be in .*, got 0.0'),
+    ({'optimizer.lr': 'nan'}, r'override: optimizer.lr must be in .*, got nan'),
+    ({'optimizer.name': 'adamm'}, "override: optimizer.name must be an optimizer of timm, got 'adamm'; did you mean"),
+    ({'schedule.name': 'step'}, "override: schedule.name must be one of 'cosine', 'constant', got 'step'"),
+    ({'augment.scale': '[0.5]'}, r"override: 'augment.scale' must be a list of 2 numbers, got \[0.5\]"),
+    ({'augment.scale': '[0.9, 0.5]'}, 'override: augment.scale must be two rising numbers above 0, got 0.9 and 0.5'),
+    ({'augment.scale': '[0.5, 1.5]'}, r'override: augment.scale must be in \[0, 1\], got 1.5'),
+    ({'loss.clip': '1'}, r'override: loss.clip must be in \[0, 1\), got 1.0'),
+    ({'loss.gamma_neg': '"4"'}, "override: 'loss.gamma_neg' must be a number, got '4'"),
+    ({'model.args': '3'}, "override: 'model.args' must be a table, got 3"),
+    ({'model': 'x'}, "override: 'model' must be a table, got 'x'"),
+    ({'model.args.num_classes': '3'}, 'override: model.args must not hold num_classes: training decides it'),
+])
+def test_overrides_are_as_strict_as_files(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(TINY).override(changes)
+
+
+@pytest.mark.parametrize(('old', 'new', 'message'), [
+    ('epochs = 2', 'epoch = 2', "unknown key 'epoch'; did you mean 'epochs'"),
+    ('epochs = 2\n', '', "'epochs' is missing"),
+    ('lr = 0.01\n', '', "'optimizer.lr' is missing"),
+    ('epochs = 2', 'epochs = ', 'is not TOML'),
+])
+def test_wrong_files_are_refused_by_name(tmp_path, old, new, message):
+    file = tmp_path / 'broken.toml'
+    text = TINY.read_text(encoding='utf-8')
+    assert old in text
+    file.write_text(text.replace(old, new), encoding='utf-8')
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(file)
+    assert str(file) in str(caught.value)
+
+
+def test_an_unknown_name_tells_the_nearest():
+    with pytest.raises(RecipeError, match="unknown recipe 'asl_scene'; did you mean 'asl_scenes'"):
+        load_recipe('asl_scene')
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='none.toml'):
+        load_recipe(tmp_path / 'none.toml')
