@@ -1,0 +1,80 @@
+"""Hub-ready folders: `config.json`, `model.safetensors` and `README.md`, as timm reads and the Hub shows them."""
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from timm.models import create_model, save_for_hf
+from torch import nn
+
+from timm_miil._atomic import whole_folder
+from timm_miil._errors import CheckpointError
+from timm_miil.hub.card import CARD_FILE, check_card
+
+__all__ = ['save_model_folder']
+
+ProblemType = Literal['multi_label_classification', 'single_label_classification']
+
+FILES = frozenset({'config.json', 'model.safetensors', CARD_FILE})
+
+
+def save_model_folder(
+        model: nn.Module,
+        directory: str | os.PathLike[str],
+        *,
+        label_names: Sequence[str],
+        card: str,
+        problem_type: ProblemType = 'multi_label_classification',
+) -> Path:
+    """Write a model as `timm.create_model('local-dir:...', pretrained=True)` and the Hub take it.
+
+    The folder appears when it is complete and has been read back: the same weights, to the bit. A model folder of
+    that name is replaced. Equal models give equal bytes.
+
+    Args:
+        model: A model made by `timm.create_model`; its preprocessing is taken from its pretrained configuration.
+        directory: Folder to write.
+        label_names: One name a class, in the order of the logits.
+        card: Text of README.md: a YAML head and Markdown, see `render_card`.
+        problem_type: Whether the classes are independent or exclusive; noted in config.json.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: If the folder does not give the model back.
+        FileExistsError: If the folder exists and holds anything but a model folder's files.
+        ValueError: If there is not one label name a class, one occurs twice, or the card is not valid.
+    """
+    directory = Path(directory)
+    if len(label_names) != model.num_classes or len(set(label_names)) != len(label_names):
+        raise ValueError(
+            f'label_names must have one name a class, each once, got {len(set(label_names))} different names among '
+            f'{len(label_names)} for {model.num_classes} classes.')
+    check_card(card)
+    if directory.exists():
+        foreign = sorted(path.name for path in directory.iterdir() if path.name not in FILES)
+        if foreign:
+            raise FileExistsError(
+                f'{directory} is no model folder: it holds {", ".join(foreign[:5])}; choose another folder.')
+    with whole_folder(directory) as folder:
+        save_for_hf(model, str(folder), safe_serialization=True, model_config={
+            'label_names': list(label_names),
+            'label_descriptions': {name: name for name in label_names},
+            'problem_type': problem_type,
+        })
+        (folder / CARD_FILE).write_text(card, encoding='utf-8', newline='\n')
+        _check_reads_back(folder, model)
+    return directory
+
+
+def _check_reads_back(folder: Path, model: nn.Module) -> None:
+    with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
+        saved, own = create_model(f'local-dir:{folder}', pretrained=True).state_dict(), model.state_dict()
+    differing = [name for name in {**own, **saved} if name not in own or name not in saved
+                 or not torch.equal(saved[name], own[name].cpu())]
+    if differing:
+        raise CheckpointError(
+            f'the saved model differs from the given one in {len(differing)} tensors, such as {differing[0]!r}; was '
+            f'it changed after timm.create_model?')
