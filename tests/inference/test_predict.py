@@ -96,7 +96,7 @@ def test_batch_size_and_workers_do_not_change_the_answers(batch_size, num_worker
 
 @settings(max_examples=60, deadline=None)
 @given(
-    logits=st.lists(st.sampled_from([-30.0, -1.0, 0.0, 0.5, 2.0, 30.0]), min_size=1, max_size=8),
+    logits=st.lists(st.sampled_from([-30.0, -1.0, -0.01, 0.0, 0.5, 2.0, 30.0]), min_size=1, max_size=8),
     threshold=st.none() | st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0, 1),
     topk=st.none() | st.integers(1, 10),
     activation=st.sampled_from(['sigmoid', 'softmax']))
@@ -125,9 +125,11 @@ def test_a_half_precision_model_gives_float32_confidences():
 def test_the_model_is_used_for_inference_only(picture):
     model = constant_model([0.0, 1.0]).train()
     tagger = Tagger(model, threshold=0)
+    during = []
+    model.register_forward_pre_hook(lambda *_: during.append(torch.is_inference_mode_enabled()))
     predictions = tagger([picture] * 3, batch_size=1)
     next(predictions)
-    assert not model.training
+    assert not model.training and during == [True]
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()  # between two answers
     assert len(list(predictions)) == 2
 

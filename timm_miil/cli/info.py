@@ -10,6 +10,8 @@ from timm_miil._errors import CatalogError
 from timm_miil.cli._text import columns
 from timm_miil.cli.list import input_words, loadable_name, metric_words, our_architectures
 
+__all__ = ['HELP', 'add_arguments', 'run']
+
 HELP = 'show what is known about an architecture or weights'
 
 # Name and value, in the order shown; a fact that is None or '' is left out.

@@ -8,6 +8,10 @@ from timm_miil import catalog
 from timm_miil._errors import CatalogError
 from timm_miil.cli._text import columns
 
+__all__ = [
+    'HELP', 'add_arguments', 'input_words', 'loadable_name', 'metric_words', 'our_architectures', 'run',
+]
+
 HELP = 'list our architectures, or the catalogue of weights'
 
 ARCHITECTURE_COLUMNS = ('architecture', 'what it is')

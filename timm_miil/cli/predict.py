@@ -18,6 +18,8 @@ from timm_miil.cli._text import printable
 from timm_miil.inference import (
     ACTIVATIONS, BATCH_SIZE, DEFAULT_MODEL, IMAGE_SUFFIXES, Prediction, Tagger, find_images, save_tagged)
 
+__all__ = ['HELP', 'add_arguments', 'run']
+
 HELP = 'label pictures, or folders of pictures'
 
 CSV_COLUMNS = ('path', 'label', 'confidence', 'index', 'error')
