@@ -2,14 +2,19 @@
 
 `python tests/test_readme.py --write` writes the table.
 """
+import contextlib
+import io
 import re
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 
+import pytest
 import timm
+import torch
 
 from timm_miil import catalog
+from timm_miil.cli.main import main
 
 README = Path(__file__).resolve().parent.parent / 'README.md'
 TABLE = re.compile(r'(<!-- table of families: [^>]*-->\n)(.*?)(<!-- end of table -->)', re.DOTALL)
@@ -32,6 +37,57 @@ def family_table():
 
 def blocks(language):
     return re.findall(rf'^```{language}\n(.*?)^```', README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+# `.ci/run` runs these literally, in an environment of their own.
+RUN_BY_CI = ('pip install', 'timm-miil quickstart', 'python -m')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Where a reader who followed the text so far stands: after a quickstart, here a short one."""
+    folder = tmp_path_factory.mktemp('reader')
+    with contextlib.chdir(folder):
+        assert main(['quickstart', '--epochs', '1']) == 0
+    return folder
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """The file that the text downloads, in torch's cache: there is no network here."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cache = tmp_path / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    entry = catalog.weight('mldecoder_tresnet_l.miil_coco_448')
+    torch.save({'model': timm.create_model(entry.name).state_dict()}, cache / entry.file_name)
+
+
+@pytest.mark.parametrize('code', blocks('python'))
+def test_python_blocks_run_as_written(code, folder, published, monkeypatch):
+    monkeypatch.chdir(folder)
+    exec(compile(code, README.name, 'exec'), {'__name__': '__readme__'})
+
+
+def test_shell_blocks_run_as_written(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    ours = 0
+    for line in ''.join(blocks('sh')).splitlines():
+        if line.startswith(RUN_BY_CI):
+            continue
+        program, *words = shlex.split(line)
+        assert program == 'timm-miil'
+        assert main(words) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out
+        ours += 1
+    assert ours
+
+
+def test_the_example_gives_a_result(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(blocks('python')[0], {'__name__': '__readme__'})
+    assert re.search(r"\('digit \d', [01]\.\d+\)", out.getvalue())
 
 
 def test_table_is_the_catalogues():
