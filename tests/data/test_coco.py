@@ -10,7 +10,8 @@ from timm_miil.data import read_coco
 
 def valid():
     return {
-        'images': [{'id': 7, 'file_name': 'b.png'}, {'id': 3, 'file_name': 'sub/a.png'}, {'id': 9, 'file_name': 'c.png'}],
+        'images': [
+            {'id': 7, 'file_name': 'b.png'}, {'id': 3, 'file_name': 'sub/a.png'}, {'id': 9, 'file_name': 'c.png'}],
         'annotations': [
             {'image_id': 7, 'category_id': 90}, {'image_id': 7, 'category_id': 90},
             {'image_id': 3, 'category_id': 90}, {'image_id': 3, 'category_id': 1}],

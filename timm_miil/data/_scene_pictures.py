@@ -22,8 +22,8 @@ COLOURS = {
 }
 GLYPH_PX = 8                     # side of a source digit
 DIGIT_SIDE = (0.34, 0.50)        # side of a painted digit, as a part of the picture's
-FRAGMENT_SIDE = (0.15, 0.40)
-FRAGMENTS = (4, 10)              # pieces of digits in the background, fewest and most
+FRAGMENT_SIDE = (0.18, 0.45)
+FRAGMENTS = (6, 14)              # pieces of digits in the background, fewest and most
 FRAGMENT_PX = 4                  # side of the piece that is cut out of a source digit
 MARGIN = 1.1                     # a painted digit's square over the digit's own
 BACKGROUND_CELLS = 4
