@@ -80,6 +80,15 @@ def test_it_runs_as_a_module():
     assert done.stderr == "timm-miil list: no architecture matches 'no-such-*'; a pattern is like '*tresnet*'.\n"
 
 
+def test_a_reader_that_went_away_ends_it_quietly():
+    with subprocess.Popen(
+            [sys.executable, '-m', 'timm_miil.cli.main', 'list', 'mldecoder'], env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ''
+    assert process.returncode == 141
+
+
 def test_warnings_are_as_before_afterwards(capsys):
     done = python(
         'import warnings\n'

@@ -48,6 +48,13 @@ def picture(tmp_path) -> Path:
     return tmp_path / 'in' / 'a.png'
 
 
+@pytest.fixture
+def many(picture) -> Path:
+    for index in range(300):
+        (picture.parent / f'{index}.png').symlink_to(picture)
+    return picture.parent
+
+
 def scene(seed: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((48, 36))
@@ -110,6 +117,8 @@ def save_broken(folder: Path) -> dict[str, str]:
     bomb = Image.new('1', (20_000, 20_000))  # 400 million pixels in 50 kB
     bomb.save(folder / 'bomb.png')
     reasons['bomb.png'] = 'decompression bomb'
+    Image.new('1', (10_000, 10_000)).save(folder / 'large.png')  # Pillow only warns of it
+    reasons['large.png'] = 'it has 10000 x 10000 pixels'
     Image.new('L', (9_000, 10)).save(folder / 'strip.png')
     reasons['strip.png'] = 'one side of 9000 x 10 pixels'
     (folder / 'lost.png').symlink_to('nowhere.png')
@@ -195,7 +204,6 @@ def test_odd_encodings_are_tagged_as_the_plain_picture(thousand, as_json):
         assert tags == pytest.approx(twins['plain.png'], abs=0.02 if lossy else 1e-5), name
 
 
-@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 @pytest.mark.parametrize('format', ['csv', 'table'])
 def test_the_other_formats_say_the_same(format, thousand, as_json, model_dir, tmp_path, capsys):
     root, reasons = thousand
@@ -238,6 +246,31 @@ def test_all_well_is_zero_and_stdout_holds_results_only(picture, model_dir, caps
     assert re.fullmatch(r'timm-miil predict: 1 labelled, 0 not read, [\d.]+ s\.\n', err)
 
 
+def test_results_come_as_they_are_ready(many, model_dir, monkeypatch):
+    class Reader(io.StringIO):
+        """What a reader of stdout has received."""
+        received: list[int] = []
+
+        def flush(self) -> None:
+            self.received.append(self.getvalue().count('"path"'))
+
+    monkeypatch.setattr(sys, 'stdout', Reader())
+    assert run(many, '--model', model_dir, '--format', 'json') == 0
+    assert Reader.received[:301] == list(range(1, 302))
+
+
+def test_a_model_that_does_not_take_its_own_input_is_one_line(picture, tmp_path, capsys):
+    model = timm.create_model('vit_tiny_patch16_224', depth=1, num_classes=3)
+    timm.models.save_for_hf(model, tmp_path / 'm', safe_serialization=True)
+    config = json.loads((tmp_path / 'm' / 'config.json').read_text())
+    config['pretrained_cfg'].update(input_size=[3, 96, 96], fixed_input_size=False)
+    config['model_args'].pop('img_size', None)
+    (tmp_path / 'm' / 'config.json').write_text(json.dumps(config))
+    assert run(picture, '--model', tmp_path / 'm') == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1] == "timm-miil predict: Input height (96) doesn't match model (224)."
+
+
 def test_a_picture_without_labels_has_its_place_in_every_format(picture, model_dir, capsys):
     want = {
         'table': f'{picture}\n  no label\n',
@@ -272,6 +305,9 @@ def test_strange_names_are_harmless_on_a_terminal_and_exact_in_data(name, model_
     assert b'\x1b' not in table.stdout and b'\xe9' not in table.stdout
     as_json = subprocess.run([*command, 'json'], env=ENVIRONMENT, capture_output=True, timeout=120)
     assert json.loads(as_json.stdout)['path'] == str(tmp_path / name)
+    ascii_only = subprocess.run(
+        [*command, 'csv'], env=ENVIRONMENT | {'PYTHONIOENCODING': 'ascii:strict'}, capture_output=True, timeout=120)
+    assert ascii_only.returncode == 0
     out = tmp_path / 'out.csv'
     assert subprocess.run([*command, 'csv', '--output', out], env=ENVIRONMENT, timeout=120).returncode == 0
     with open(out, encoding='utf-8', errors='surrogateescape', newline='') as file:
@@ -355,13 +391,6 @@ def test_debug_shows_where_it_happened(tmp_path, capsys):
     assert run(tmp_path / 'nope.jpg', '--debug') == 2
     err = capsys.readouterr().err
     assert err.startswith('Traceback') and 'find_images' in err
-
-
-@pytest.fixture
-def many(picture) -> Path:
-    for index in range(300):
-        (picture.parent / f'{index}.png').symlink_to(picture)
-    return picture.parent
 
 
 def start(*words: object) -> subprocess.Popen[str]:
