@@ -11,7 +11,8 @@ import pytest
 import timm_miil
 from timm_miil.cli.main import VERBS, main
 
-ENVIRONMENT = os.environ | {'PYTHONPATH': str(Path(timm_miil.__file__).parents[1]), 'OMP_NUM_THREADS': '1'}
+ENVIRONMENT = os.environ | {
+    'PYTHONPATH': str(Path(timm_miil.__file__).parents[1]), 'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': ''}
 
 
 @pytest.mark.parametrize('verb', VERBS)

@@ -25,7 +25,8 @@ from timm_miil.cli.main import main
 LABELS = ('ant', 'bee, "queen"', 'cat', 'dog', 'elk')
 COMMAND = [sys.executable, '-m', 'timm_miil.cli.main', 'predict']
 ENVIRONMENT = os.environ | {
-    'PYTHONPATH': str(Path(timm_miil.__file__).parents[1]), 'OMP_NUM_THREADS': '1', 'PYTHONUTF8': '1'}
+    'PYTHONPATH': str(Path(timm_miil.__file__).parents[1]), 'OMP_NUM_THREADS': '1', 'PYTHONUTF8': '1',
+    'PYTHONUNBUFFERED': ''}
 ORIENTATION = 0x0112
 NO_PICTURE = 'it is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture'
 

@@ -1,6 +1,7 @@
 """A tagger gives the model's own answers, in order, for any number of files, and goes on after broken ones."""
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
+from timm_miil import catalog
 from timm_miil._errors import PredictionError
 from timm_miil.inference import DEFAULT_MODEL, Prediction, Tag, Tagger
+from timm_miil.inference.load import METRIC_ACTIVATIONS
 
 LABELS = ('ant', 'bee', 'cat', 'dog', 'elk', 'fox', 'gnu')
 
@@ -154,6 +157,15 @@ def test_a_broken_file_is_reported_in_its_place_and_the_rest_goes_on(model_dir, 
             None]
 
 
+def test_a_strip_that_would_resize_to_nothing_is_reported(picture, tmp_path):
+    Image.new('RGB', (400, 2)).save(tmp_path / 'strip.png')
+    overlay = dict(input_size=(3, 96, 96), crop_mode='border', crop_pct=1.0)
+    model = timm.create_model('test_resnet', num_classes=2, pretrained_cfg_overlay=overlay)
+    strip, whole = Tagger(model, threshold=0)([tmp_path / 'strip.png', picture])
+    assert strip.error == f"cannot tag '{tmp_path}/strip.png': height and width must be > 0."
+    assert whole.error is None and len(whole.tags) == 2
+
+
 def test_a_picture_with_scores_that_are_not_finite_is_reported(picture):
     tagger = Tagger(constant_model([0.0, float('nan')]))
     [prediction] = tagger([picture])
@@ -269,6 +281,10 @@ def test_a_multi_label_model_has_sigmoid_unless_its_folder_says_otherwise(tmp_pa
         assert Tagger.from_name(str(tmp_path)).activation == activation
 
 
+def test_every_metric_of_the_catalogue_tells_the_activation():
+    assert METRIC_ACTIVATIONS.keys() == catalog.METRICS.keys()
+
+
 @pytest.mark.parametrize('name, num_classes, activation', [
     ('mldecoder_tresnet_l.miil_stanford_cars_384', 196, 'softmax'),   # one car a picture, by the metric top-1
     ('mldecoder_tresnet_l.miil_stanford_cars_384', 20, 'sigmoid'),    # other classes: no longer those weights
@@ -314,6 +330,15 @@ def test_names_of_a_folder_must_fit_its_classes(names, tmp_path):
         Tagger.from_name(str(tmp_path))
 
 
+@pytest.mark.parametrize('names', ['abc', 7, {'one': 'a'}])
+def test_names_of_another_kind_are_an_error(names, tmp_path):
+    save_model(tmp_path, num_classes=3)
+    change_config(tmp_path, lambda config: config.update(label_names=names))
+    words = r'^label_names in config\.json must be a list, or an object from class number to name, got .+\.$'
+    with pytest.raises(PredictionError, match=words):
+        Tagger.from_name(str(tmp_path))
+
+
 def test_timms_imagenet_weights_have_imagenet_names(tmp_path):
     tagger = Tagger(timm.create_model('test_resnet'))
     assert tagger.label_names[0] == 'tench, Tinca tinca' and len(tagger.label_names) == 1000
@@ -346,8 +371,9 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'folder').mkdir()
     assert 'config.json' in load_error('folder')
-    (tmp_path / 'resnet18.a1_in2k').mkdir()  # a registered architecture wins over a folder of its name
-    assert load_error('resnet18.a1_in2k').startswith('unknown weights')
+    (tmp_path / 'resnet18.mine').mkdir()  # a registered architecture wins over a folder of its name
+    assert load_error('resnet18.mine').startswith('unknown weights')
+    assert 'config.json' in load_error('resnet18.mine/')
 
 
 def change_config(folder: Path, change) -> None:
@@ -387,6 +413,14 @@ class Payload:
 
     def __reduce__(self):
         return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize('change', [
+    dict(interpolation='magic'), dict(input_size=[]), dict(mean='grey'), dict(crop_pct='all')])
+def test_preprocessing_that_makes_no_sense_is_one_error(change, tmp_path):
+    save_model(tmp_path)
+    change_config(tmp_path, lambda config: config['pretrained_cfg'].update(change))
+    assert re.match(r"(the model's preprocessing cannot be built|cannot load model '.*'): ", load_error(str(tmp_path)))
 
 
 def test_a_pickle_runs_nothing(tmp_path):

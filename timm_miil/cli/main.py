@@ -6,6 +6,7 @@ is used. Errors that a user can cause end in one line on stderr; `--debug` shows
 import argparse
 import importlib
 import io
+import os
 import sys
 import traceback
 import warnings
@@ -78,6 +79,8 @@ def _run_verb(verb: str, words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
+        # Python flushes stdout once more at exit; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:  # timm asserts
         if ns.debug:

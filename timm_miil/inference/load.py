@@ -2,7 +2,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -28,7 +28,7 @@ _CONFIG_KEYS: dict[str, dict[str, Activation]] = {
     'activation': {'sigmoid': 'sigmoid', 'softmax': 'softmax'},
     'problem_type': {'multi_label_classification': 'sigmoid', 'single_label_classification': 'softmax'},
 }
-_METRIC_ACTIVATIONS: dict[str, Activation] = {'mAP': 'sigmoid', 'top1': 'softmax', 'semantic_top1': 'softmax'}
+METRIC_ACTIVATIONS: dict[str, Activation] = {'mAP': 'sigmoid', 'top1': 'softmax', 'semantic_top1': 'softmax'}
 # Names that are identifiers (WordNet synsets, Freebase ids): people read their description.
 _IDENTIFIER = re.compile(r'n\d{8}|/[mg]/\w+')
 
@@ -77,7 +77,7 @@ def default_activation(model: nn.Module) -> Activation:
     cfg = _cfg(model)
     known = catalog.weights().get(f'{cfg.get("architecture")}.{cfg.get("tag")}')
     if known is not None and known.num_classes == model.num_classes and known.metrics:
-        return _METRIC_ACTIVATIONS[known.metrics[0].name]
+        return METRIC_ACTIVATIONS[known.metrics[0].name]
     return 'sigmoid' if getattr(model, 'multi_label', False) else 'softmax'
 
 
@@ -96,17 +96,15 @@ def find_label_names(model: nn.Module) -> tuple[str, ...] | None:
     """
     cfg = _cfg(model)
     num_classes = cast(int, model.num_classes)
-    names = cfg.get('label_names')
-    if names:
-        has_gaps = isinstance(names, Mapping)
-        by_index = {int(index): name for index, name in (names.items() if has_gaps else enumerate(names))}
-        if max(by_index) >= num_classes or not has_gaps and len(names) < num_classes:
+    if names := cfg.get('label_names'):
+        by_index = _names_by_index(names)
+        if max(by_index) >= num_classes or isinstance(names, Sequence) and len(names) < num_classes:
             raise PredictionError(
                 f'the model has {num_classes} classes and its configuration names {len(names)}, the last of index '
                 f'{max(by_index)}; correct label_names in its {CONFIG_FILE}.')
-        descriptions = cfg.get('label_descriptions') or {}
+        descriptions = cfg.get('label_descriptions')
         return tuple(
-            _readable(str(by_index.get(index, f'class_{index}')), descriptions) for index in range(num_classes))
+            _readable(by_index.get(index, f'class_{index}'), descriptions) for index in range(num_classes))
     is_timms = not cfg.get('source') or str(cfg.get('hf_hub_id')).startswith('timm/')
     subset = infer_imagenet_subset(model) if is_timms else None
     return tuple(ImageNetInfo(subset).label_descriptions()) if subset else None
@@ -120,11 +118,12 @@ def _with_source(name: str) -> str:
     """The name as timm takes it, with 'local-dir:' before a bare folder."""
     if re.match(r'(hf[-_]hub|local-dir):.', name, re.IGNORECASE):
         return name
-    if is_model(name):
+    is_path = re.search(r'[/\\:]', name) is not None
+    if not is_path and is_model(name):
         return _check_registered(name)
     if os.path.isdir(name):
         return f'local-dir:{name}'
-    if re.search(r'[/\\:]', name):
+    if is_path:
         is_like_hub = re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name)
         advice = f'; for a repository on the Hub, write hf-hub:{name}' if is_like_hub else ''
         raise PredictionError(f'no such model folder: {name!r}{advice}.')
@@ -178,5 +177,19 @@ def _config_activation(config: Mapping[str, Any]) -> Activation | None:
     return None
 
 
-def _readable(name: str, descriptions: Mapping[str, str]) -> str:
-    return descriptions.get(name, name) if _IDENTIFIER.fullmatch(name) else name
+def _names_by_index(names: object) -> dict[int, str]:
+    try:
+        if isinstance(names, Mapping):  # for gaps
+            return {int(index): str(name) for index, name in names.items()}
+        if isinstance(names, Sequence) and not isinstance(names, str):
+            return dict(enumerate(map(str, names)))
+    except (TypeError, ValueError):
+        pass
+    raise PredictionError(
+        f'label_names in {CONFIG_FILE} must be a list, or an object from class number to name, got {names!r:.100}.')
+
+
+def _readable(name: str, descriptions: object) -> str:
+    if isinstance(descriptions, Mapping) and _IDENTIFIER.fullmatch(name):
+        return str(descriptions.get(name, name))
+    return name

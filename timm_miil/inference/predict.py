@@ -3,7 +3,7 @@ import dataclasses
 import itertools
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -108,6 +108,7 @@ class Tagger:
     ) -> None:
         _check_settings(activation, threshold, topk)
         num_classes = _check_model(model)
+        self.transform = _build_transform(model)
         if label_names is not None and len(label_names) != num_classes:
             raise ValueError(
                 f'label_names must have one name a class, got {len(label_names)} names for {num_classes} classes.')
@@ -121,7 +122,6 @@ class Tagger:
         self.threshold = threshold
         self.topk = topk
         self.model = model.eval() if device is None else model.eval().to(device)
-        self.transform = create_transform(**resolve_model_data_config(model))
 
     @classmethod
     def from_name(
@@ -231,13 +231,14 @@ class Tagger:
     def _read(self, path: Path) -> _Picture:
         try:
             image = load_image(path)
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise ValueError(
+                    f'one side of {image.width} x {image.height} pixels is more than {MAX_ASPECT} times the other')
+            return path, self.transform(image)
         except PredictionError as error:
             return path, str(error)
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            return path, (
-                f'cannot tag {str(path)!r}: one side of {image.width} x {image.height} pixels is more than '
-                f'{MAX_ASPECT} times the other.')
-        return path, self.transform(image)
+        except ValueError as error:  # also from the transform, when a side would resize to nothing
+            return path, f'cannot tag {str(path)!r}: {error}.'
 
     def _tag_batch(self, inputs: Tensor) -> list[tuple[Tag, ...] | None]:
         """Tags of preprocessed pictures (B, 3, H, W); None for one whose scores are not finite."""
@@ -278,7 +279,17 @@ def _check_model(model: nn.Module) -> int:
     num_classes = getattr(model, 'num_classes', 0)
     if num_classes < 1:
         raise PredictionError('the model has no classifier (num_classes is 0); it cannot tag.')
-    in_chans = resolve_model_data_config(model)['input_size'][0]
+    return int(num_classes)
+
+
+def _build_transform(model: nn.Module) -> Callable[[Image.Image], Tensor]:
+    try:
+        config = resolve_model_data_config(model)
+        in_chans = config['input_size'][0]
+        transform: Callable[[Image.Image], Tensor] = create_transform(**config)
+    except Exception as error:  # the configuration may be anyone's, and timm does not check it
+        raise PredictionError(
+            f"the model's preprocessing cannot be built: {type(error).__name__}: {error}.") from error
     if in_chans != 3:
         raise PredictionError(f'the model takes pictures of {in_chans} channels; tagging is for RGB, 3 channels.')
-    return int(num_classes)
+    return transform
