@@ -1,5 +1,6 @@
 """Every input error is worded here: what was got, what was expected, what to do."""
 import difflib
+import numbers
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -31,8 +32,9 @@ def check_choice(*, choices: Iterable[str], **named: str) -> None:
 
 
 def check_range(*, low: float, high: float, closed: bool = False, **named: float) -> None:
-    """Raise ValueError unless low <= value < high (low <= value <= high when closed) for each named value."""
+    """Raise ValueError unless low <= value < high (low <= value <= high when closed) for each named number."""
     for name, value in named.items():
+        _check_kind(name, value, numbers.Real, 'a number')
         if not (low <= value <= high if closed else low <= value < high):
             raise ValueError(f'{name} must be in [{low:g}, {high:g}{"]" if closed else ")"}, got {value!r}.')
 
@@ -40,8 +42,7 @@ def check_range(*, low: float, high: float, closed: bool = False, **named: float
 def check_positive(**named: int) -> None:
     """Raise ValueError unless each named value is a whole number of at least 1."""
     for name, value in named.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f'{name} must be an int, got {type(value).__name__} {value!r}.')
+        _check_kind(name, value, numbers.Integral, 'an int')
         if value < 1:
             raise ValueError(f'{name} must be at least 1, got {value}.')
 
@@ -67,3 +68,8 @@ def check_paths(**named: Iterable[str | os.PathLike[str]]) -> None:
     for name, value in named.items():
         if isinstance(value, (str, bytes, os.PathLike)):
             raise TypeError(f'{name} must be a list of paths, got the single path {value!r}.')
+
+
+def _check_kind(name: str, value: object, kind: type, words: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f'{name} must be {words}, got {type(value).__name__} {value!r}.')

@@ -1,5 +1,6 @@
 """The one place for timm names that are private or recently changed, each with its reason."""
 from timm.models import get_model_input_config  # public since 1.0.31
-from timm.models._input import update_model_args  # no public way to say which arguments rebuild a model
+# No public way to say which arguments rebuild a model.
+from timm.models._input import update_model_args, update_model_input_size
 
-__all__ = ['get_model_input_config', 'update_model_args']
+__all__ = ['get_model_input_config', 'update_model_args', 'update_model_input_size']

@@ -22,6 +22,7 @@ KINDS = {
     'vit_tiny_patch16_224': ('NLC', 192, 224),
     'deit3_small_patch16_224': ('NLC', 384, 224),
     'mixer_s32_224': ('NLC', 512, 224),
+    'vit_pe_core_tiny_patch16_384': ('NLC', 192, 384),  # attention pooling
 }
 
 
@@ -135,7 +136,41 @@ def test_a_backbone_with_several_outputs_is_refused_in_words():
 
 
 def test_unknown_backbones_are_refused_with_the_nearest_name():
-    with pytest.raises(ValueError, match="backbone must be a registered timm model, got 'resnet5O'; did you mean"):
+    words = "backbone must be the name of a registered timm model, got 'resnet5O'; did you mean"
+    with pytest.raises(ValueError, match=words):
         timm.create_model('mldecoder', backbone='resnet5O')
     with pytest.raises(ValueError, match='got .hf-hub:someone/model'):
         timm.create_model('mldecoder', backbone='hf-hub:someone/model')
+
+
+@pytest.mark.parametrize('name', [
+    'resnet10t', 'vit_tiny_patch16_224',                  # patterns
+    'cait_xxs24_224', 'inception_v3',                     # a function
+    'pit_ti_224', 'poolformer_s12', 'caformer_s18',       # none
+])
+def test_layer_decay_has_rising_scales_with_the_head_last(name):
+    model = attach_head(timm.create_model(name, device='meta'), 5, SMALL_HEAD)
+    groups = timm.optim.param_groups_layer_decay(model, layer_decay=0.5)
+    scale = {id(parameter): group['lr_scale'] for group in groups for parameter in group['params']}
+    assert len(scale) == len(list(model.parameters()))
+    by_name = [(key, scale[id(parameter)]) for key, parameter in model.named_parameters()]
+    assert {value for key, value in by_name if key.startswith('head.')} == {1.0}
+    first = min(value for key, value in by_name)
+    assert first < 0.1 and by_name[0][1] <= 4 * first
+
+
+def test_creation_in_inference_mode():
+    with torch.inference_mode():
+        model = attach_head(timm.create_model('resnet10t'), 5, SMALL_HEAD).eval()
+        assert model(torch.rand(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_configuration_is_a_copy_that_names_what_is_there():
+    backbone = timm.create_model('resnet10t')
+    before = dict(backbone.pretrained_cfg)
+    model = attach_head(backbone, 5, SMALL_HEAD)
+    assert backbone.pretrained_cfg == before
+    cfg = model.default_cfg
+    assert (cfg['num_classes'], cfg['first_conv']) == (5, ('backbone.conv1.0',))
+    assert cfg['architecture'] == 'attach_head(resnet10t)'
+    assert cfg['mean'] == before['mean']

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -268,6 +269,9 @@ def test_wrong_settings_are_refused(arguments, words):
 def test_sizes_that_are_not_whole_numbers_are_refused():
     with pytest.raises(TypeError, match='num_classes must be an int, got float 5.0'):
         MLDecoder(6, 5.0)
+    with pytest.raises(TypeError, match="drop_rate must be a number, got str 'a'"):
+        MLDecoder(6, 5, drop_rate='a')
+    assert MLDecoder(6, np.int64(5), embed_dim=8).num_classes == 5
 
 
 @pytest.mark.parametrize('shape, words', [

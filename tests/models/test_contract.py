@@ -1,5 +1,6 @@
 """timm's model contract, for every network that this package registers, found by listing."""
 import copy
+import pickle
 import pkgutil
 import warnings
 
@@ -8,6 +9,7 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg, group_parameters
 from timm.optim import param_groups_layer_decay
+from timm.utils import ModelEmaV3
 
 import timm_miil.models
 
@@ -243,6 +245,39 @@ def test_it_survives_a_saved_folder(shared, images, tmp_path):
     assert type(again) is type(shared)
     with torch.no_grad():
         assert torch.equal(again(images), shared(images))
+
+
+def test_it_survives_pickle_and_averaging(shared, images):
+    again = pickle.loads(pickle.dumps(shared))
+    averaged = ModelEmaV3(shared, decay=0.5)
+    averaged.update(again)
+    with torch.no_grad():
+        want = shared(images)
+        assert torch.equal(again(images), want)
+        torch.testing.assert_close(averaged.module.eval()(images), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('change', ['classes', 'size', 'no head'])
+def test_a_change_after_creation_survives_a_saved_folder(change, tmp_path):
+    model = timm.create_model(
+        'mldecoder', backbone='vit_tiny_patch16_224', img_size=64, num_classes=5, embed_dim=16, feedforward_dim=16)
+    if change == 'size':
+        model.set_input_size((96, 96))
+    else:
+        model.reset_classifier(33 if change == 'classes' else 0)
+    timm.models.save_for_hf(model.eval(), tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    images = torch.rand(1, 3, *([96, 96] if change == 'size' else [64, 64]))
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
+
+
+def test_arguments_of_the_backbone_that_are_also_ours():
+    model = timm.create_model(
+        'mldecoder', backbone='vit_tiny_patch16_224', num_classes=5, device='meta',
+        backbone_args=dict(class_token=False, global_pool='avg'))
+    assert model.num_prefix_tokens == 0
+    assert model(torch.empty(1, 3, 224, 224, device='meta')).shape == (1, 5)
 
 
 def test_tags_are_listed_with_their_architecture(name):

@@ -101,6 +101,20 @@ def test_published_weights_come_from_the_repository_of_the_catalogue(hub, tmp_pa
         torch.testing.assert_close(torch.tensor(got), model(picture)[0, :3], rtol=1e-4, atol=1e-4)
 
 
+def test_a_pretrained_backbone_comes_from_timms_repository(hub, tmp_path):
+    torch.manual_seed(0)
+    backbone = timm.create_model('resnet10t')
+    save_file(backbone.state_dict(), tmp_path / 'model.safetensors')
+    hub.files['timm/resnet10t.c3_in1k', 'model.safetensors'] = (tmp_path / 'model.safetensors').read_bytes()
+    script = '''
+import json, sys, timm, timm_miil
+model = timm.create_model('mldecoder', backbone=sys.argv[1], num_classes=5, pretrained_backbone=True)
+print(json.dumps(model.backbone.conv1[0].weight[0, 0, 0].tolist()))
+'''
+    got = load('resnet10t', hub, tmp_path, script=script)
+    torch.testing.assert_close(torch.tensor(got), backbone.conv1[0].weight[0, 0, 0].data)
+
+
 def load(name, hub, tmp_path, script=LOAD):
     kept = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'HUGGING', 'TORCH_'))}
     environment = kept | {

@@ -251,3 +251,35 @@ def test_a_file_that_alone_knows_its_groups_decides_them(groups, tmp_path):
     assert timm.models.get_model_args(model)['num_groups'] == groups
     with pytest.raises(CheckpointError, match='of another shape: head.query_embed'):
         timm.create_model(name, pretrained=True, num_groups=7, pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize('name, size', [
+    ('mldecoder', dict(backbone='resnet10t', embed_dim=16, feedforward_dim=16)),   # no published weights
+    (NAME, {}),                                                                    # published for 80 classes
+])
+def test_a_file_of_the_wanted_classes_loads_whole(name, size, tmp_path):
+    model = timm.create_model(name, num_classes=7, **size)
+    torch.save(model.state_dict(), tmp_path / 'mine.pth')
+    overlay = dict(file=str(tmp_path / 'mine.pth'))
+    again = timm.create_model(name, pretrained=True, num_classes=7, pretrained_cfg_overlay=overlay, **size)
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert again.pretrained_cfg['num_classes'] == 7
+    fresh = timm.create_model(name, pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay, **size)
+    assert torch.equal(fresh.head.embed.weight, model.head.embed.weight)
+    assert fresh.head.group_fc.bias.shape == (3,)
+
+
+def test_a_truncated_folder_is_named(tmp_path):
+    model = timm.create_model('mldecoder', backbone='resnet10t', num_classes=3, embed_dim=16)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    weights = tmp_path / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match='is not a checkpoint that can be read: 1000 bytes, SafetensorError'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert weights.exists()
+
+
+@pytest.mark.parametrize('name', ['hf-hub:timm/resnet18.a1_in1k', 'timm/resnet18'])
+def test_a_repository_for_a_backbone_is_answered_with_the_bare_name(name):
+    with pytest.raises(ValueError, match=r"got '.*'; write 'resnet18(.a1_in1k)?'"):
+        timm.create_model('mldecoder', backbone=name)

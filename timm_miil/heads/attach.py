@@ -5,6 +5,7 @@ shape of its output says how many channels there are, its gradient says which we
 not (a convolution behind the pool, a norm of the old head) are taken out, so that every parameter trains.
 """
 import copy
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_miil._checks import check_choice
-from timm_miil._timm import get_model_input_config
+from timm_miil._timm import get_model_input_config, update_model_args, update_model_input_size
 from timm_miil.heads.ml_decoder import MLDecoder
 
 __all__ = ['BackboneWithHead', 'attach_head']
@@ -45,6 +46,7 @@ class BackboneWithHead(nn.Module):
     if TYPE_CHECKING:  # not annotations proper, which TorchScript would try to compile
         backbone: Any  # timm's contract is methods, which nn.Module does not declare
         pretrained_cfg: dict[str, Any]
+        default_cfg: dict[str, Any]
 
     def __init__(
             self,
@@ -108,9 +110,17 @@ class BackboneWithHead(nn.Module):
         self.num_classes = num_classes
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups: the backbone's, under its prefix."""
-        return {name: _prefixed(pattern) for name, pattern in self.backbone.group_matcher(coarse=coarse).items()}
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any] | Callable[[str], Any]:
+        """timm's parameter groups: the backbone's, under its prefix, then the head.
+
+        A backbone that knows no groups gets one for each of its parts, in their order.
+        """
+        if not hasattr(self.backbone, 'group_matcher'):
+            return _Prefixed(_PartNumber(self.backbone))
+        matcher = self.backbone.group_matcher(coarse=coarse)
+        if callable(matcher):
+            return _Prefixed(matcher)
+        return {name: _prefixed(pattern) for name, pattern in matcher.items()}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -124,9 +134,21 @@ class BackboneWithHead(nn.Module):
         return {f'backbone.{name}' for name in skip()} if skip is not None else set()
 
     @torch.jit.ignore
-    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """Change the input size of a backbone that has one; see the timm model's method."""
-        self.backbone.set_input_size(*args, **kwargs)
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, **kwargs: Any) -> None:
+        """Change the input size, in pixels, of a backbone that has one.
+
+        Args:
+            img_size: New size, one side or (H, W); None keeps it.
+            **kwargs: Further arguments of the timm model's method, such as `patch_size` or `window_size`.
+
+        Raises:
+            AttributeError: If the backbone takes any size, and so has no such method.
+        """
+        self.backbone.set_input_size(img_size, **kwargs)
+        if img_size is not None:
+            update_model_input_size(self, img_size, **kwargs)
+        else:
+            update_model_args(self, **kwargs)
 
     @torch.jit.ignore
     def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -180,6 +202,9 @@ def attach_head(
 ) -> BackboneWithHead:
     """Replace the classifier of a timm model by a head that reads its unpooled features.
 
+    timm knows no name that builds the result anew, so it is kept by its state dict. What shall be a folder that
+    `timm.create_model` loads is made by `timm.create_model('mldecoder', backbone=...)`.
+
     Args:
         model: A timm image model with any weights; changed in place and kept as `.backbone`.
         num_classes: Number of classes.
@@ -200,16 +225,22 @@ def attach_head(
         torch.Size([1, 20])
     """
     attached = BackboneWithHead(model, num_classes, head).train(model.training)
-    attached.pretrained_cfg = getattr(model, 'pretrained_cfg', {})
+    cfg = dict(getattr(model, 'pretrained_cfg', {}))
+    convs = cfg.get('first_conv') or ()
+    attached.pretrained_cfg = attached.default_cfg = cfg | {
+        'architecture': f'attach_head({cfg.get("architecture")})',
+        'first_conv': tuple(f'backbone.{conv}' for conv in ([convs] if isinstance(convs, str) else convs)) or None,
+        'classifier': None, 'num_classes': num_classes, 'label_names': None, 'label_descriptions': None,
+    }
     return attached
 
 
 def _adapt_to_features(backbone: Any) -> tuple[int, Layout]:
     """Take out what `forward_features` does not use; returns channels and layout of what it gives."""
-    twin = _without_storage(backbone)
     input_size = get_model_input_config(backbone)['input_size']
-    like = next(twin.parameters())
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        twin = _without_storage(backbone)
+        like = next(twin.parameters())
         features = twin.forward_features(torch.empty(PROBE_BATCH, *input_size, device='meta', dtype=like.dtype))
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -219,10 +250,13 @@ def _adapt_to_features(backbone: Any) -> tuple[int, Layout]:
         params = dict(twin.named_parameters())
         grads = torch.autograd.grad(features.sum(), list(params.values()), allow_unused=True)
     unused = {name for name, grad in zip(params, grads) if grad is None}
+    removed: tuple[str, ...] = ()
     for name, module in list(backbone.named_modules()):
-        own = {f'{name}.{key}' for key, _ in module.named_parameters(recurse=False)}
-        if name and own and own <= unused:
+        owns = next(module.parameters(recurse=False), None) is not None  # containers stay: timm resets heads by them
+        if owns and name and not name.startswith(removed) and {
+                f'{name}.{key}' for key, _ in module.named_parameters()} <= unused:
             backbone.set_submodule(name, nn.Identity())
+            removed += (f'{name}.',)
     layout: Layout = 'NLC' if features.ndim == 3 else getattr(backbone, 'output_fmt', 'NCHW')
     check_choice(output_fmt=layout, choices=('NCHW', 'NHWC', 'NLC'))
     return features.shape[1 if layout == 'NCHW' else -1], layout
@@ -237,6 +271,31 @@ def _without_storage(module: nn.Module) -> Any:
     for buffer in module.buffers():
         known[id(buffer)] = torch.empty_like(buffer, device='meta')
     return copy.deepcopy(module, known).eval()
+
+
+class _PartNumber:
+    """Groups of a backbone that names none: its parts of the first two levels, numbered as they stand."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        parts = dict.fromkeys(self._part(name) for name, _ in backbone.named_parameters())
+        self.number = {part: number for number, part in enumerate(parts)}
+
+    def __call__(self, name: str) -> float:
+        return self.number[self._part(name)]
+
+    @staticmethod
+    def _part(name: str) -> str:
+        return '.'.join(name.split('.')[:2])
+
+
+class _Prefixed:
+    """A group function of the backbone, for names with our prefix; the head comes last."""
+
+    def __init__(self, matcher: Callable[[str], Any]) -> None:
+        self.matcher = matcher
+
+    def __call__(self, name: str) -> Any:
+        return self.matcher(name.removeprefix('backbone.')) if name.startswith('backbone.') else math.inf
 
 
 def _prefixed(pattern: Any) -> Any:

@@ -75,6 +75,7 @@ def explain_checkpoint_errors(pretrained_cfg: Mapping[str, Any], cache_dir: str 
     file, url = pretrained_cfg.get('file'), pretrained_cfg.get('url')
     if file:
         path, source = Path(file), str(file)
+        path = path / 'model.safetensors' if path.is_dir() else path  # a folder, as `local-dir:` names
     elif url and not pretrained_cfg.get('hf_hub_id'):
         folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / 'checkpoints'
         path, source = folder / os.path.basename(urlparse(url).path), url
@@ -103,9 +104,11 @@ def explain_checkpoint_errors(pretrained_cfg: Mapping[str, Any], cache_dir: str 
 
 
 def _unreadable(path: Path) -> str | None:
-    """Why a checkpoint file cannot be read, in one line; None when it can."""
+    """What is wrong with the content of a checkpoint file, in one line; None for nothing."""
     try:
         load_state_dict(str(path))
+    except (MemoryError, OSError):  # not the content's fault
+        return None
     except Exception as error:
         words = textwrap.shorten(str(error) or 'no message', REASON_CHARS, placeholder=' ...')
         return f'{path.stat().st_size} bytes, {type(error).__name__}: {words}'

@@ -12,7 +12,7 @@ import torch
 from timm.models import (
     PretrainedCfg, TResNet, adapt_input_conv, build_model_with_cfg, create_model, generate_default_cfgs,
     get_pretrained_cfg, is_model, list_models, register_model, resolve_pretrained_cfg)
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_miil import catalog
 from timm_miil._checks import nearest
@@ -27,6 +27,17 @@ __all__ = ['MLDecoderClassifier']
 CLASSIFIER = 'head.group_fc'
 QUERIES = 'head.query_embed'
 FEATURE_LEVELS = 4
+BACKBONES = {
+    'mldecoder': 'resnet50',  # unless another is given
+    'mldecoder_tresnet_m': 'tresnet_m',
+    'mldecoder_tresnet_l': 'tresnet_v2_l',
+    'mldecoder_tresnet_xl': 'miil_tresnet_v2_xl',
+    'mldecoder_resnet50': 'resnet50',
+    'mldecoder_convnext_tiny': 'convnext_tiny',
+    'mldecoder_mobilenetv3_large_100': 'mobilenetv3_large_100',
+    'mldecoder_swin_tiny_patch4_window7_224': 'swin_tiny_patch4_window7_224',
+    'mldecoder_vit_base_patch16_224': 'vit_base_patch16_224',
+}
 SHARED_FACTS = (
     'input_size', 'test_input_size', 'min_input_size', 'fixed_input_size', 'interpolation', 'crop_pct',
     'test_crop_pct', 'crop_mode', 'mean', 'std', 'num_classes', 'pool_size', 'test_pool_size')
@@ -49,6 +60,8 @@ class MLDecoderClassifier(BackboneWithHead):
         pretrained_backbone: Start from timm's weights of the backbone; not needed with `pretrained=True`.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
+        backbone_args: Passed to the timm backbone, whatever their names; for those that are also ours, such as
+            `global_pool`.
         **backbone_kwargs: Passed to the timm backbone, such as `drop_path_rate` or `img_size`.
 
     Raises:
@@ -69,6 +82,7 @@ class MLDecoderClassifier(BackboneWithHead):
             drop_rate: float = 0.0,
             global_pool: str = 'avg',
             pretrained_backbone: bool = False,
+            backbone_args: Mapping[str, Any] | None = None,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
             **backbone_kwargs: Any,
@@ -76,7 +90,7 @@ class MLDecoderClassifier(BackboneWithHead):
         _check_backbone(backbone)
         network = create_model(  # drops arguments that are None
             backbone, pretrained=pretrained_backbone, num_classes=0, in_chans=in_chans, device=device, dtype=dtype,
-            **backbone_kwargs)
+            **backbone_kwargs, **(backbone_args or {}))
         head = partial(
             MLDecoder, num_groups=num_groups, embed_dim=embed_dim, num_heads=num_heads,
             feedforward_dim=feedforward_dim, drop_rate=decoder_drop_rate, fc_drop_rate=drop_rate)
@@ -87,8 +101,9 @@ def checkpoint_filter_fn(
         state_dict: Mapping[str, Any], model: MLDecoderClassifier, adopt_groups: bool = False) -> dict[str, Tensor]:
     """Bring a checkpoint to the model's names and shapes; timm loads the result.
 
-    Understands our own layout and, for TResNet backbones, the original repository's. A model of other classes than
-    its configuration's keeps its own fresh weights where the head depends on the classes.
+    Understands our own layout and, for TResNet backbones, the original repository's. A file of as many classes as
+    the model loads whole. A model that was asked for other classes than its configuration's keeps its own fresh
+    weights where the head depends on the classes.
 
     Args:
         state_dict: What was read from the file, wrappers included.
@@ -104,7 +119,10 @@ def checkpoint_filter_fn(
     if adopt_groups and QUERIES in state_dict and isinstance(model.head, MLDecoder):
         model.head.max_groups = len(state_dict[QUERIES])
         model.head.reset_classes(model.num_classes)
-    if model.num_classes != source['num_classes']:
+    in_file = len(state_dict.get(f'{CLASSIFIER}.bias', ()))
+    if in_file == model.num_classes:
+        source['num_classes'] = in_file  # the file decides: timm drops the classifier when this differs
+    elif model.num_classes != source['num_classes']:
         state_dict = _with_fresh_classes(state_dict, model)
     stems: set[str] = set()
     if model.in_chans != source['input_size'][0]:
@@ -147,7 +165,9 @@ def _adapt_space_to_depth(weight: Tensor, model: MLDecoderClassifier) -> Tensor:
 
 def _check_backbone(name: str) -> None:
     if not is_model(name):
-        raise ValueError(f'backbone must be a registered timm model, got {name!r}; {nearest(name, list_models())}')
+        bare = name.rpartition('/')[2].rpartition(':')[2]
+        hint = f'write {bare!r}.' if is_model(bare) else nearest(name, list_models())
+        raise ValueError(f'backbone must be the name of a registered timm model, got {name!r}; {hint}')
 
 
 def _backbone_facts(backbone: str) -> dict[str, Any]:
@@ -162,7 +182,9 @@ def _backbone_facts(backbone: str) -> dict[str, Any]:
     }
 
 
-def _create_mldecoder(variant: str, pretrained: bool = False, *, backbone: str, **kwargs: Any) -> MLDecoderClassifier:
+def _create_mldecoder(
+        variant: str, pretrained: bool = False, *, backbone: str | None = None, **kwargs: Any) -> MLDecoderClassifier:
+    backbone = backbone or BACKBONES[variant]
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
     published = catalog.weights_of('mldecoder').get(f'{variant}.{cfg.tag}')
     adopt_groups = published is not None and published.num_groups is None and 'num_groups' not in kwargs
@@ -181,23 +203,16 @@ def _create_mldecoder(variant: str, pretrained: bool = False, *, backbone: str, 
     return model
 
 
-UNPUBLISHED = {
-    'mldecoder': 'resnet50',
-    'mldecoder_resnet50': 'resnet50',
-    'mldecoder_convnext_tiny': 'convnext_tiny',
-    'mldecoder_mobilenetv3_large_100': 'mobilenetv3_large_100',
-    'mldecoder_swin_tiny_patch4_window7_224': 'swin_tiny_patch4_window7_224',
-    'mldecoder_vit_base_patch16_224': 'vit_base_patch16_224',
-}
-
+_published = catalog.pretrained_cfgs('mldecoder')
 default_cfgs = generate_default_cfgs({
-    **{variant: _backbone_facts(backbone) for variant, backbone in UNPUBLISHED.items()},
-    **catalog.pretrained_cfgs('mldecoder'),
+    **{variant: _backbone_facts(backbone) for variant, backbone in BACKBONES.items()
+       if not any(name.partition('.')[0] == variant for name in _published)},
+    **_published,
 })
 
 
 @register_model
-def mldecoder(pretrained: bool = False, backbone: str = 'resnet50', **kwargs: Any) -> MLDecoderClassifier:
+def mldecoder(pretrained: bool = False, backbone: str = BACKBONES['mldecoder'], **kwargs: Any) -> MLDecoderClassifier:
     """ML-Decoder on any timm model: `timm.create_model('mldecoder', backbone=...)`, arXiv:2111.12933."""
     if not isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg)):  # those of a saved model are complete
         overlay = kwargs.get('pretrained_cfg_overlay') or {}
@@ -208,49 +223,46 @@ def mldecoder(pretrained: bool = False, backbone: str = 'resnet50', **kwargs: An
 @register_model
 def mldecoder_tresnet_m(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """TResNet-M with an ML-Decoder head, arXiv:2111.12933."""
-    return _create_mldecoder('mldecoder_tresnet_m', pretrained, backbone='tresnet_m', **kwargs)
+    return _create_mldecoder('mldecoder_tresnet_m', pretrained, **kwargs)
 
 
 @register_model
 def mldecoder_tresnet_l(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """TResNet-L (v2: 3-4-23-3 bottlenecks) with an ML-Decoder head, arXiv:2111.12933."""
-    return _create_mldecoder('mldecoder_tresnet_l', pretrained, backbone='tresnet_v2_l', **kwargs)
+    return _create_mldecoder('mldecoder_tresnet_l', pretrained, **kwargs)
 
 
 @register_model
 def mldecoder_tresnet_xl(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """TResNet-XL (v2: 3-8-34-5 bottlenecks) with an ML-Decoder head, arXiv:2111.12933."""
-    return _create_mldecoder('mldecoder_tresnet_xl', pretrained, backbone='miil_tresnet_v2_xl', **kwargs)
+    return _create_mldecoder('mldecoder_tresnet_xl', pretrained, **kwargs)
 
 
 @register_model
 def mldecoder_resnet50(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """ResNet-50 with an ML-Decoder head, arXiv:2111.12933."""
-    return _create_mldecoder('mldecoder_resnet50', pretrained, backbone='resnet50', **kwargs)
+    return _create_mldecoder('mldecoder_resnet50', pretrained, **kwargs)
 
 
 @register_model
 def mldecoder_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """ConvNeXt-T with an ML-Decoder head."""
-    return _create_mldecoder('mldecoder_convnext_tiny', pretrained, backbone='convnext_tiny', **kwargs)
+    return _create_mldecoder('mldecoder_convnext_tiny', pretrained, **kwargs)
 
 
 @register_model
 def mldecoder_mobilenetv3_large_100(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """MobileNetV3-Large with an ML-Decoder head on its last map, before timm's convolution behind the pool."""
-    return _create_mldecoder(
-        'mldecoder_mobilenetv3_large_100', pretrained, backbone='mobilenetv3_large_100', **kwargs)
+    return _create_mldecoder('mldecoder_mobilenetv3_large_100', pretrained, **kwargs)
 
 
 @register_model
 def mldecoder_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """Swin-T with an ML-Decoder head."""
-    return _create_mldecoder(
-        'mldecoder_swin_tiny_patch4_window7_224', pretrained, backbone='swin_tiny_patch4_window7_224', **kwargs)
+    return _create_mldecoder('mldecoder_swin_tiny_patch4_window7_224', pretrained, **kwargs)
 
 
 @register_model
 def mldecoder_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """ViT-B/16 with an ML-Decoder head that reads class and patch tokens."""
-    return _create_mldecoder(
-        'mldecoder_vit_base_patch16_224', pretrained, backbone='vit_base_patch16_224', **kwargs)
+    return _create_mldecoder('mldecoder_vit_base_patch16_224', pretrained, **kwargs)
