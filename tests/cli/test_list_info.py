@@ -118,3 +118,13 @@ def test_an_unknown_name_leads_to_the_nearest(capsys):
     out, err = capsys.readouterr()
     assert out == '' and err.startswith(
         "timm-miil info: unknown name 'mldecoder_tresnt_l'; did you mean 'mldecoder_tresnet_l'? Known: ")
+
+
+def test_info_gives_the_generic_entry_point_its_backbone(capsys):
+    assert main(['info', 'mldecoder']) == 0
+    assert "timm.create_model('mldecoder', backbone='resnet50', num_classes=80)" in capsys.readouterr().out
+
+
+def test_info_of_timms_own_model_says_whose_it_is(capsys):
+    assert main(['info', 'resnet18']) == 2
+    assert "'resnet18' is timm's own, and nothing of ours belongs to it" in capsys.readouterr().err

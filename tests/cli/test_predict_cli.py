@@ -431,3 +431,17 @@ def test_a_hub_repository_in_the_cache_is_used_offline(picture, model_dir, tmp_p
     assert done[0].returncode == 0 and json.loads(done[0].stdout) == json.loads(done[1].stdout)  # sigmoid, and labels
     assert done[2].returncode == 2
     assert re.fullmatch(r"timm-miil predict: cannot load model 'hf-hub:someone/other': .+\n", done[2].stderr)
+
+
+def test_a_picture_that_cannot_be_saved_does_not_end_the_run(picture, model_dir, tmp_path, capsys):
+    save_scene(picture.parent / 'sub' / 'b.png', 1)
+    save_scene(picture.parent / 'tub.png', 2)
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'sub').write_text('a file where a folder is needed')
+    assert run(picture.parent, '--model', model_dir, '--save-pictures', out, '--format', 'json') == 1
+    results, notes = capsys.readouterr()
+    assert len(results.splitlines()) == 3 and 'error": null' in results.splitlines()[-1]
+    assert re.search(r"cannot save '.*b\.png' with its labels: ", notes)
+    assert '3 labelled, 0 not read, 1 not saved, ' in notes
+    assert sorted(path.name for path in out.iterdir()) == ['a.jpg', 'sub', 'tub.jpg']

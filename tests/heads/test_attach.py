@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from timm_miil.heads import BackboneWithHead, MLDecoder, attach_head
@@ -150,7 +151,7 @@ def test_unknown_backbones_are_refused_with_the_nearest_name():
 ])
 def test_layer_decay_has_rising_scales_with_the_head_last(name):
     model = attach_head(timm.create_model(name, device='meta'), 5, SMALL_HEAD)
-    groups = timm.optim.param_groups_layer_decay(model, layer_decay=0.5)
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
     scale = {id(parameter): group['lr_scale'] for group in groups for parameter in group['params']}
     assert len(scale) == len(list(model.parameters()))
     by_name = [(key, scale[id(parameter)]) for key, parameter in model.named_parameters()]

@@ -1,8 +1,9 @@
 """`timm-miil info`: everything known about an architecture or weights."""
 import argparse
+import inspect
 from collections.abc import Iterable, Iterator
 
-from timm.models import is_model, is_model_pretrained
+from timm.models import is_model, is_model_pretrained, model_entrypoint
 
 from timm_miil import catalog
 from timm_miil._checks import nearest
@@ -28,6 +29,9 @@ def run(ns: argparse.Namespace) -> int:
     entries, ours = catalog.weights(), our_architectures()
     entry = entries.get(ns.name)
     family = [entry] if entry else [other for other in entries.values() if other.architecture == ns.name]
+    if not family and ns.name not in ours and is_model(ns.name):
+        raise CatalogError(
+            f"{ns.name!r} is timm's own, and nothing of ours belongs to it; timm.create_model({ns.name!r}) builds it.")
     if not family and ns.name not in ours:
         known = {*ours, *entries, *(other.architecture for other in entries.values())}
         raise CatalogError(f'unknown name {ns.name!r}; {nearest(ns.name, known)}')
@@ -95,7 +99,9 @@ def _use(name: str, entry: catalog.Weights | None) -> Iterator[str]:
         yield 'timm does not load these weights yet.'
     elif is_model(name):
         yield 'import timm, timm_miil'
-        yield f'model = timm.create_model({name!r}, num_classes=80)  # untrained'
+        backbone = inspect.signature(model_entrypoint(name)).parameters.get('backbone')
+        chosen = f', backbone={backbone.default!r}' if backbone else ''
+        yield f'model = timm.create_model({name!r}{chosen}, num_classes=80)  # untrained'
     else:
         yield 'Not implemented yet.'
 

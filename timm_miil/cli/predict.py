@@ -14,6 +14,7 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
+from timm_miil._errors import PredictionError
 from timm_miil.cli._text import printable
 from timm_miil.inference import (
     ACTIVATIONS, BATCH_SIZE, DEFAULT_MODEL, IMAGE_SUFFIXES, Prediction, Tagger, find_images, save_tagged)
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(ns: argparse.Namespace) -> int:
-    """Label the pictures; 1 if some could not be read."""
+    """Label the pictures; 1 if some could not be read or saved."""
     start = time.monotonic()
     _check_targets(ns)
     exclude = [ns.save_pictures] if ns.save_pictures else []
@@ -60,7 +61,7 @@ def run(ns: argparse.Namespace) -> int:
         _note('the model does not name its classes; they are shown by number.')
 
     total = sum(1 for _ in find_images(ns.paths, exclude=exclude)) if sys.stderr.isatty() else None
-    done = broken = 0
+    done = broken = unsaved = 0
     with _open(ns.output) as out, tqdm(total=total, disable=None, unit='pictures', leave=False) as bar:
         if ns.format == 'csv':
             _write(out, _csv_line(CSV_COLUMNS))
@@ -71,11 +72,21 @@ def run(ns: argparse.Namespace) -> int:
                 _note(prediction.error)
             else:
                 done += 1
-                if ns.save_pictures:
-                    save_tagged(prediction, ns.save_pictures, roots=ns.paths)
+                if ns.save_pictures and not _save(prediction, ns.save_pictures, ns.paths):
+                    unsaved += 1
             bar.update()
-    _note(f'{done} labelled, {broken} not read, {time.monotonic() - start:.1f} s.')
-    return 1 if broken else 0
+    _note(f'{done} labelled, {broken} not read, {f"{unsaved} not saved, " if unsaved else ""}'
+          f'{time.monotonic() - start:.1f} s.')
+    return 1 if broken or unsaved else 0
+
+
+def _save(prediction: Prediction, folder: Path, roots: Sequence[Path]) -> bool:
+    try:
+        save_tagged(prediction, folder, roots=roots)
+    except (OSError, PredictionError) as error:  # one picture's; the labels of the others are still wanted
+        _note(f'cannot save {str(prediction.path)!r} with its labels: {error}')
+        return False
+    return True
 
 
 def _check_targets(ns: argparse.Namespace) -> None:
