@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from timm_miil._version import __version__
 
@@ -111,3 +112,11 @@ print(json.dumps([sys.modules['timm_miil'].__file__, list(logits.shape), len(lab
     file, shape, num_labels = json.loads(done.stdout)
     assert Path(file).is_relative_to(installed.site_packages)
     assert shape == [1, num_labels]
+
+
+def test_it_tags_a_picture(installed, tmp_path):
+    Image.new('RGB', (96, 64), 'white').save(tmp_path / 'picture.png')
+    done = installed.run('timm-miil', 'predict', 'picture.png', '--topk', '2', '--format', 'json', cwd=tmp_path)
+    assert (done.returncode, done.stdout.count('\n')) == (0, 1), done.stderr
+    record = json.loads(done.stdout)
+    assert (record['path'], len(record['tags']), record['error']) == ('picture.png', 2, None)

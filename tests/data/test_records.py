@@ -34,6 +34,7 @@ def test_an_item_is_picture_and_float_targets(records):
     assert image[0] == 2 and targets.dtype == torch.float32 and targets.tolist() == [0, 0, 1, 0, 0, 0]
 
 
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')  # Python 3.12, where torch has threads
 def test_seeded_draws_depend_on_seed_epoch_and_index_alone(records):
     dataset = MultiLabelDataset(records, noisy, seed=5)
     first = collect(dataset)
@@ -45,6 +46,7 @@ def test_seeded_draws_depend_on_seed_epoch_and_index_alone(records):
     assert not torch.equal(collect(MultiLabelDataset(records, noisy, seed=6)), first)
 
 
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')  # Python 3.12, where torch has threads
 def test_workers_see_a_new_epoch(records):
     dataset = MultiLabelDataset(records, noisy, seed=5)
     loader = DataLoader(dataset, batch_size=6, num_workers=1)

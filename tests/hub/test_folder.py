@@ -55,6 +55,7 @@ def test_the_folder_holds_three_files_and_equal_models_give_equal_bytes(tmp_path
     names = ['README.md', 'config.json', 'model.safetensors']
     assert sorted(path.name for path in one.iterdir()) == names
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    assert len({(one / name).stat().st_mode for name in names}) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['one', 'two']
 
 

@@ -33,6 +33,7 @@ def test_one_seed_gives_one_result_to_the_bit(tiny_scenes, tiny_recipe, trained)
     assert same_weights(again.model, trained.model)
 
 
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')  # Python 3.12, where torch has threads
 def test_worker_processes_change_nothing(tiny_scenes, tiny_recipe, trained):
     again = train(tiny_recipe.override({'workers': '2'}), tiny_scenes)
     assert again.epochs == trained.epochs and same_weights(again.model, trained.model)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard
+from timm.models import create_model
 
 from timm_miil import catalog
 
-__all__ = ['CARD_FILE', 'CardFacts', 'CardMetric', 'check_card', 'render_card']
+__all__ = ['CARD_FILE', 'CardFacts', 'CardMetric', 'catalog_facts', 'check_card', 'render_card']
 
 CARD_FILE = 'README.md'
 NAMED_LABELS = 12
@@ -118,6 +120,40 @@ def render_card(facts: CardFacts) -> str:
     card = '---\n' + ''.join(f'{line}\n' for line in _yaml(head)) + '---\n\n' + '\n\n'.join(body) + '\n'
     check_card(card)
     return card
+
+
+def catalog_facts(name: str) -> CardFacts:
+    """What the catalogue knows of weights that we measured, as a card says it.
+
+    Args:
+        name: 'architecture.tag' of an entry with label set, licence and at least one measured metric.
+
+    Raises:
+        CatalogError: If there is no such entry.
+        ValueError: If the entry lacks what a card needs.
+    """
+    entry = catalog.weight(name)
+    measured = [metric for metric in entry.metrics if metric.origin == 'measured']
+    if entry.labels is None or entry.licence is None or not measured:
+        raise ValueError(f'{name} must have labels, a licence and a measured metric for this card; it lacks one.')
+    with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
+        model = create_model(name, pretrained=False)
+    return CardFacts(
+        name=name,
+        summary=' '.join(entry.notes),
+        source=entry.architecture,
+        licence=entry.licence.lower(),
+        architecture=entry.architecture,
+        num_params=sum(parameter.numel() for parameter in model.parameters()),
+        input_size=entry.input_size,
+        dataset=entry.dataset,
+        dataset_id=entry.dataset,
+        label_names=catalog.label_set(entry.labels).labels,
+        metrics=[CardMetric(metric.name, metric.value, 'test') for metric in measured],
+        training=f'`{measured[0].command}` makes the data, trains and measures again what was measured here on '
+                 f'{measured[0].date} ({measured[0].hardware}).',
+        papers=[entry.paper],
+    )
 
 
 def check_card(card: str) -> None:

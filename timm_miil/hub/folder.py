@@ -64,6 +64,8 @@ def save_model_folder(
             'label_descriptions': {name: name for name in label_names},
             'problem_type': problem_type,
         })
+        # safetensors writes for the owner alone.
+        (folder / 'model.safetensors').chmod((folder / 'config.json').stat().st_mode)
         (folder / CARD_FILE).write_text(card, encoding='utf-8', newline='\n')
         _check_reads_back(folder, model)
     return directory

@@ -245,6 +245,14 @@ def mldecoder_resnet50(pretrained: bool = False, **kwargs: Any) -> MLDecoderClas
 
 
 @register_model
+def mldecoder_scenes(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
+    """A narrow ResNet-10-T with a small ML-Decoder head, for `timm_miil.data.scenes`; its weights ship with us."""
+    args = dict(
+        channels=(16, 32, 64, 128), stem_width=8, output_stride=8, embed_dim=64, num_heads=4, feedforward_dim=256)
+    return _create_mldecoder('mldecoder_scenes', pretrained, backbone='resnet10t', **{**args, **kwargs})
+
+
+@register_model
 def mldecoder_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> MLDecoderClassifier:
     """ConvNeXt-T with an ML-Decoder head."""
     return _create_mldecoder('mldecoder_convnext_tiny', pretrained, **kwargs)

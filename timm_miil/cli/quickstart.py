@@ -1,0 +1,136 @@
+"""`timm-miil quickstart`: from nothing to a trained model and a tagged picture, offline."""
+import argparse
+import dataclasses
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from timm_miil.cli._text import printable
+from timm_miil.data import MultiLabelRecords, SceneConfig, make_scenes
+from timm_miil.hub import CardFacts, CardMetric, render_card, save_model_folder
+from timm_miil.inference import Tagger, draw_tags, load_image
+from timm_miil.train import EpochRecord, Recipe, TrainResult, load_recipe, read_splits, train
+
+HELP = 'make pictures, train a small model on them and tag one with it'
+
+RECIPE = 'asl_scenes'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run` reads."""
+    parser.add_argument(
+        '--out', type=Path, default=Path('quickstart'), metavar='DIR',
+        help='where to write; pictures made before are used again (default: %(default)s)')
+    parser.add_argument('--seed', type=int, help='decides the pictures and the training')
+    parser.add_argument('--epochs', type=int, help='passes over the pictures')
+    parser.add_argument('--num-classes', type=int, help='labels, 10 to 100')
+    parser.add_argument('--device', help='cpu, cuda, ... (default: cpu)')
+
+
+def run(ns: argparse.Namespace) -> int:
+    """Make pictures, train, save the model, load it again, tag a picture."""
+    threads = torch.get_num_threads()
+    # So small a network gains little from a second thread, and loses much where another program uses that core. One
+    # thread also gives one result on any number of cores.
+    torch.set_num_threads(1)
+    try:
+        return _run(ns)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(ns: argparse.Namespace) -> int:
+    start = time.monotonic()
+    recipe = load_recipe(RECIPE).override(_given(ns, 'seed', 'epochs'))
+    config = dataclasses.replace(
+        SceneConfig(seed=recipe.seed), **{key: int(value) for key, value in _given(ns, 'num_classes').items()})
+
+    scenes = _make_scenes(ns.out / 'scenes', config)
+    splits = read_splits(scenes)
+    print(f'{printable(scenes)}: {len(splits.train)} pictures to train on, {len(splits.val)} to validate, '
+          f'{len(splits.test)} to test; {config.num_classes} labels')
+
+    result = _train(recipe, scenes, ns.device)
+    print(f'test mAP {result.test_map:.2f} with the weights of epoch {result.best_epoch}')
+
+    folder = save_model_folder(
+        result.model.cpu(), ns.out / 'model', label_names=result.label_names, card=_card(recipe, config, result))
+    print(f'{printable(folder)}: {", ".join(sorted(path.name for path in folder.iterdir()))}')
+
+    tagged = _tag_first(splits.test, folder, ns.out)
+    print(f'{printable(tagged)}: a test picture and its labels')
+    print(f'done in {time.monotonic() - start:.0f} s; now try')
+    model, pictures = shlex.quote(str(folder)), shlex.quote(str(scenes / 'test'))
+    print(f'  timm-miil predict {pictures} --model {model}')
+    print(f'  timm-miil predict {pictures} --model {model} --format csv --output labels.csv')
+    return 0
+
+
+def _given(ns: argparse.Namespace, *names: str) -> dict[str, str]:
+    """The options that were given, as text."""
+    return {name: str(getattr(ns, name)) for name in names if getattr(ns, name) is not None}
+
+
+def _make_scenes(directory: Path, config: SceneConfig) -> Path:
+    with tqdm(desc='making pictures', unit='', disable=None, leave=False) as bar:
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+        return make_scenes(directory, config, on_progress=show)
+
+
+def _train(recipe: Recipe, scenes: Path, device: str | None) -> TrainResult:
+    with tqdm(desc='training', unit='step', disable=None, leave=False) as bar:
+        def show_step(step: int, steps: int, loss: float) -> None:
+            bar.total = recipe.epochs * steps
+            bar.set_postfix_str(f'loss {loss:.2f}', refresh=False)
+            bar.update()
+
+        def show_epoch(record: EpochRecord) -> None:
+            with tqdm.external_write_mode(sys.stdout):
+                print(f'epoch {record.epoch}/{recipe.epochs}: loss {record.train_loss:.3f}, '
+                      f'val mAP {record.val_map:.2f}', flush=True)
+
+        return train(recipe, scenes, device=device, on_step=show_step, on_epoch=show_epoch)
+
+
+def _card(recipe: Recipe, config: SceneConfig, result: TrainResult) -> str:
+    command = f'timm-miil quickstart --seed {recipe.seed} --epochs {recipe.epochs} --num-classes {config.num_classes}'
+    return render_card(CardFacts(
+        name=recipe.model.name,
+        summary=f'{recipe.summary} It names the handwritten digits in a picture, and their colours.',
+        source='local-dir:model',
+        licence='apache-2.0',
+        architecture=recipe.model.name,
+        num_params=sum(parameter.numel() for parameter in result.model.parameters()),
+        input_size=(3, config.image_size, config.image_size),
+        dataset='Scenes of handwritten digits (timm_miil.data.scenes)',
+        dataset_id='scenes',
+        label_names=result.label_names,
+        metrics=[
+            CardMetric('mAP', round(value, 2), split)
+            for split, value in {'test': result.test_map, 'val': result.val_map}.items()],
+        training=f'Recipe `{RECIPE}`. The command `{command}` makes the data and trains it again.',
+        papers=('mldecoder', 'asl'),
+    ))
+
+
+def _tag_first(records: MultiLabelRecords, folder: Path, out: Path) -> Path:
+    """Tag the first picture with the saved model; print and draw its labels."""
+    path = records.image_paths[0]
+    prediction, = Tagger.from_name(f'local-dir:{folder}')([path])
+    if prediction.error is not None:
+        raise RuntimeError(prediction.error)
+    shown = [name for name, target in zip(records.label_names, records.targets[0].tolist()) if target]
+    found = [f'{tag.label} {tag.confidence:.2f}' for tag in prediction.tags]
+    print(f'{printable(path)} shows {", ".join(shown)}; the model says {", ".join(found) or "nothing"}')
+    target = out / 'tagged.png'
+    partial = target.with_suffix('.partial')
+    draw_tags(load_image(path), prediction.tags).save(partial, 'PNG')
+    os.replace(partial, target)
+    return target
