@@ -127,3 +127,15 @@ def test_the_default_reaches_its_mark_in_three_minutes(tmp_path, seed):
     assert done.returncode == 0, done.stderr
     assert printed_map(done.stdout) >= 90
     assert time.monotonic() - start <= 180
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--device', 'abacus'], "--device must be 'auto', 'cpu' or an accelerator here, got 'abacus'"),
+    ([], 'model is no model folder: it holds notes.txt; choose another folder'),
+])
+def test_what_would_fail_at_the_end_fails_at_once(words, message, tmp_path, capsys):
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'notes.txt').write_text('mine')
+    assert main(['quickstart', '--out', str(tmp_path), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['model']

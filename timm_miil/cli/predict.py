@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-import torch
 from tqdm import tqdm
 
 from timm_miil._errors import PredictionError
+from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
 from timm_miil.inference import (
     ACTIVATIONS, BATCH_SIZE, DEFAULT_MODEL, IMAGE_SUFFIXES, Prediction, Tagger, find_images, save_tagged)
@@ -55,7 +55,7 @@ def run(ns: argparse.Namespace) -> int:
     if first is None:
         raise FileNotFoundError(f'no pictures found; folders are searched for {" ".join(sorted(IMAGE_SUFFIXES))}.')
     tagger = Tagger.from_name(
-        ns.model, activation=ns.activation, device=_device(ns.device), threshold=ns.threshold, topk=ns.topk)
+        ns.model, activation=ns.activation, device=parse_device(ns.device), threshold=ns.threshold, topk=ns.topk)
     predictions = tagger(itertools.chain([first], files), batch_size=ns.batch_size)
     if not tagger.has_label_names:
         _note('the model does not name its classes; they are shown by number.')
@@ -96,19 +96,6 @@ def _check_targets(ns: argparse.Namespace) -> None:
         ns.save_pictures.mkdir(parents=True, exist_ok=True)
         if any(path.is_dir() and path.samefile(ns.save_pictures) for path in ns.paths):
             raise ValueError(f'--save-pictures must not be a folder to label: {str(ns.save_pictures)!r}.')
-
-
-def _device(name: str) -> torch.device:
-    if name == 'auto':
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device('cpu')
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).strip().partition('\n')[0]
-        raise ValueError(f"--device must be 'auto', 'cpu' or an accelerator here, got {name!r}: {reason}") from error
-    return device
 
 
 def _as_table(prediction: Prediction) -> str:

@@ -10,11 +10,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from timm_miil._errors import PredictionError
+from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
 from timm_miil.data import MultiLabelRecords, SceneConfig, make_scenes
-from timm_miil.hub import CardFacts, CardMetric, render_card, save_model_folder
+from timm_miil.hub import CardFacts, CardMetric, check_model_folder, render_card, save_model_folder
 from timm_miil.inference import Tagger, draw_tags, load_image
 from timm_miil.train import EpochRecord, Recipe, TrainResult, load_recipe, read_splits, train
+
+__all__ = ['HELP', 'add_arguments', 'run']
 
 HELP = 'make pictures, train a small model on them and tag one with it'
 
@@ -29,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, help='decides the pictures and the training')
     parser.add_argument('--epochs', type=int, help='passes over the pictures')
     parser.add_argument('--num-classes', type=int, help='labels, 10 to 100')
-    parser.add_argument('--device', help='cpu, cuda, ... (default: cpu)')
+    parser.add_argument('--device', default='cpu', help='auto, cpu, cuda, ... (default: %(default)s)')
 
 
 def run(ns: argparse.Namespace) -> int:
@@ -46,6 +50,8 @@ def run(ns: argparse.Namespace) -> int:
 
 def _run(ns: argparse.Namespace) -> int:
     start = time.monotonic()
+    device = parse_device(ns.device)
+    check_model_folder(ns.out / 'model')  # before the training, not after it
     recipe = load_recipe(RECIPE).override(_given(ns, 'seed', 'epochs'))
     config = dataclasses.replace(
         SceneConfig(seed=recipe.seed), **{key: int(value) for key, value in _given(ns, 'num_classes').items()})
@@ -55,7 +61,7 @@ def _run(ns: argparse.Namespace) -> int:
     print(f'{printable(scenes)}: {len(splits.train)} pictures to train on, {len(splits.val)} to validate, '
           f'{len(splits.test)} to test; {config.num_classes} labels')
 
-    result = _train(recipe, scenes, ns.device)
+    result = _train(recipe, scenes, device)
     print(f'test mAP {result.test_map:.2f} with the weights of epoch {result.best_epoch}')
 
     folder = save_model_folder(
@@ -84,7 +90,7 @@ def _make_scenes(directory: Path, config: SceneConfig) -> Path:
         return make_scenes(directory, config, on_progress=show)
 
 
-def _train(recipe: Recipe, scenes: Path, device: str | None) -> TrainResult:
+def _train(recipe: Recipe, scenes: Path, device: torch.device) -> TrainResult:
     with tqdm(desc='training', unit='step', disable=None, leave=False) as bar:
         def show_step(step: int, steps: int, loss: float) -> None:
             bar.total = recipe.epochs * steps
@@ -125,7 +131,7 @@ def _tag_first(records: MultiLabelRecords, folder: Path, out: Path) -> Path:
     path = records.image_paths[0]
     prediction, = Tagger.from_name(f'local-dir:{folder}')([path])
     if prediction.error is not None:
-        raise RuntimeError(prediction.error)
+        raise PredictionError(prediction.error)
     shown = [name for name, target in zip(records.label_names, records.targets[0].tolist()) if target]
     found = [f'{tag.label} {tag.confidence:.2f}' for tag in prediction.tags]
     print(f'{printable(path)} shows {", ".join(shown)}; the model says {", ".join(found) or "nothing"}')

@@ -1,5 +1,7 @@
 """Models as the Hub and timm take them: folders and cards."""
 from timm_miil.hub.card import CardFacts, CardMetric, catalog_facts, check_card, render_card
-from timm_miil.hub.folder import save_model_folder
+from timm_miil.hub.folder import check_model_folder, save_model_folder
 
-__all__ = ['CardFacts', 'CardMetric', 'catalog_facts', 'check_card', 'render_card', 'save_model_folder']
+__all__ = [
+    'CardFacts', 'CardMetric', 'catalog_facts', 'check_card', 'check_model_folder', 'render_card', 'save_model_folder',
+]

@@ -12,7 +12,7 @@ from timm_miil._atomic import whole_folder
 from timm_miil._errors import CheckpointError
 from timm_miil.hub.card import CARD_FILE, check_card
 
-__all__ = ['save_model_folder']
+__all__ = ['check_model_folder', 'save_model_folder']
 
 ProblemType = Literal['multi_label_classification', 'single_label_classification']
 
@@ -53,11 +53,7 @@ def save_model_folder(
             f'label_names must have one name a class, each once, got {len(set(label_names))} different names among '
             f'{len(label_names)} for {model.num_classes} classes.')
     check_card(card)
-    if directory.exists():
-        foreign = sorted(path.name for path in directory.iterdir() if path.name not in FILES)
-        if foreign:
-            raise FileExistsError(
-                f'{directory} is no model folder: it holds {", ".join(foreign[:5])}; choose another folder.')
+    check_model_folder(directory)
     with whole_folder(directory) as folder:
         save_for_hf(model, str(folder), safe_serialization=True, model_config={
             'label_names': list(label_names),
@@ -69,6 +65,17 @@ def save_model_folder(
         (folder / CARD_FILE).write_text(card, encoding='utf-8', newline='\n')
         _check_reads_back(folder, model)
     return directory
+
+
+def check_model_folder(directory: str | os.PathLike[str]) -> None:
+    """Raise FileExistsError unless `save_model_folder` may write there: nothing, or a model folder to replace."""
+    directory = Path(directory)
+    if directory.exists():
+        inside = [path.name for path in directory.iterdir()] if directory.is_dir() else ['the content of a file']
+        foreign = sorted(name for name in inside if name not in FILES)
+        if foreign:
+            raise FileExistsError(
+                f'{directory} is no model folder: it holds {", ".join(foreign[:5])}; choose another folder.')
 
 
 def _check_reads_back(folder: Path, model: nn.Module) -> None:
