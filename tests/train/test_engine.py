@@ -14,7 +14,8 @@ from sklearn.metrics import average_precision_score
 from timm_miil._errors import TrainingError
 from timm_miil.data import MultiLabelRecords, seeded
 from timm_miil.train import evaluate, load_recipe, read_splits, train
-from timm_miil.train.build import build_eval_loader, build_model, build_optimizer, build_scheduler, build_train_loader
+from timm_miil.train.build import (
+    EpochLoader, build_eval_loader, build_model, build_optimizer, build_scheduler, build_train_loader)
 
 
 @pytest.fixture(scope='module')
@@ -175,3 +176,15 @@ def test_training_pictures_are_shuffled_and_augmented_anew_every_epoch(tiny_scen
         epochs.append(torch.cat([images for images, _ in loader]))
     assert epochs[0].shape == (64, 3, 32, 32) and 0 <= epochs[0].min() and epochs[0].max() <= 1
     assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
+
+
+def test_training_names_every_epoch_to_its_loader(tiny_scenes, tiny_recipe, monkeypatch):
+    seen, real = [], EpochLoader.set_epoch
+
+    def spy(loader, epoch):
+        seen.append(epoch)
+        real(loader, epoch)
+
+    monkeypatch.setattr(EpochLoader, 'set_epoch', spy)
+    train(tiny_recipe, tiny_scenes)
+    assert seen == [0, 1]
