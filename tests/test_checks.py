@@ -133,6 +133,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, import_name, ext
 
 def test_a_missing_submodule_names_the_extra_of_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn', None)
+    monkeypatch.delitem(sys.modules, 'sklearn.datasets', raising=False)  # other tests import it
     with pytest.raises(ImportError, match=re.escape('sklearn.datasets is needed here and is not installed; run: '
                                                     'pip install "timm-miil[train]".')):
         require('sklearn.datasets')
