@@ -9,24 +9,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models import (
-    PretrainedCfg, TResNet, adapt_input_conv, build_model_with_cfg, create_model, generate_default_cfgs,
-    get_pretrained_cfg, is_model, list_models, register_model, resolve_pretrained_cfg)
+from timm.models import TResNet, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
 from timm_miil import catalog
-from timm_miil._checks import nearest
 from timm_miil._errors import CheckpointError
 from timm_miil._timm import update_model_args
-from timm_miil.heads import BackboneWithHead, MLDecoder, convert_original_state_dict
-from timm_miil.models._loading import check_fit, explain_checkpoint_errors, unwrap
+from timm_miil.heads import MLDecoder, convert_original_state_dict
+from timm_miil.models._headed import (
+    HeadedClassifier, backbone_facts, create_headed, fit_checkpoint, with_backbone_facts)
+from timm_miil.models._loading import unwrap
 from timm_miil.models.miil_tresnet import convert_original_tresnet
 
 __all__ = ['MLDecoderClassifier']
 
 CLASSIFIER = 'head.group_fc'
 QUERIES = 'head.query_embed'
-FEATURE_LEVELS = 4
 BACKBONES = {
     'mldecoder': 'resnet50',  # unless another is given
     'mldecoder_tresnet_m': 'tresnet_m',
@@ -38,12 +36,9 @@ BACKBONES = {
     'mldecoder_swin_tiny_patch4_window7_224': 'swin_tiny_patch4_window7_224',
     'mldecoder_vit_base_patch16_224': 'vit_base_patch16_224',
 }
-SHARED_FACTS = (
-    'input_size', 'test_input_size', 'min_input_size', 'fixed_input_size', 'interpolation', 'crop_pct',
-    'test_crop_pct', 'crop_mode', 'mean', 'std', 'num_classes', 'pool_size', 'test_pool_size')
 
 
-class MLDecoderClassifier(BackboneWithHead):
+class MLDecoderClassifier(HeadedClassifier):
     """A timm backbone whose classifier is an ML-Decoder.
 
     Args:
@@ -69,6 +64,8 @@ class MLDecoderClassifier(BackboneWithHead):
         ValueError: If the backbone is unknown or its features cannot carry a head, or a setting is out of range.
     """
 
+    classifier_key = CLASSIFIER
+
     def __init__(
             self,
             backbone: str,
@@ -87,14 +84,13 @@ class MLDecoderClassifier(BackboneWithHead):
             dtype: torch.dtype | None = None,
             **backbone_kwargs: Any,
     ) -> None:
-        _check_backbone(backbone)
-        network = create_model(  # drops arguments that are None
-            backbone, pretrained=pretrained_backbone, num_classes=0, in_chans=in_chans, device=device, dtype=dtype,
-            **backbone_kwargs, **(backbone_args or {}))
         head = partial(
             MLDecoder, num_groups=num_groups, embed_dim=embed_dim, num_heads=num_heads,
             feedforward_dim=feedforward_dim, drop_rate=decoder_drop_rate, fc_drop_rate=drop_rate)
-        super().__init__(network, num_classes, head, global_pool)
+        super().__init__(
+            backbone, num_classes, head, in_chans=in_chans, global_pool=global_pool,
+            pretrained_backbone=pretrained_backbone, device=device, dtype=dtype, backbone_args=backbone_args,
+            **backbone_kwargs)
 
 
 def checkpoint_filter_fn(
@@ -113,25 +109,13 @@ def checkpoint_filter_fn(
     Raises:
         CheckpointError: If anything is missing, unknown or of another shape.
     """
-    state_dict, source = unwrap(state_dict), model.pretrained_cfg
+    state_dict = unwrap(state_dict)
     if not any(key.startswith('backbone.') for key in state_dict):
         state_dict = _convert_original(state_dict, model)
     if adopt_groups and QUERIES in state_dict and isinstance(model.head, MLDecoder):
         model.head.max_groups = len(state_dict[QUERIES])
         model.head.reset_classes(model.num_classes)
-    in_file = len(state_dict.get(f'{CLASSIFIER}.bias', ()))
-    if in_file == model.num_classes:
-        source['num_classes'] = in_file  # the file decides: timm drops the classifier when this differs
-    elif model.num_classes != source['num_classes']:
-        state_dict = _with_fresh_classes(state_dict, model)
-    stems: set[str] = set()
-    if model.in_chans != source['input_size'][0]:
-        names = source['first_conv']
-        stems = {f'{name}.weight' for name in ([names] if isinstance(names, str) else names or [])}
-        if isinstance(model.backbone, TResNet) and model.in_chans > 1:
-            state_dict |= {stem: _adapt_space_to_depth(state_dict[stem], model) for stem in stems & state_dict.keys()}
-    check_fit(state_dict, model, free=frozenset(stems))
-    return state_dict
+    return fit_checkpoint(state_dict, model)
 
 
 def _convert_original(state_dict: Mapping[str, Tensor], model: MLDecoderClassifier) -> dict[str, Tensor]:
@@ -145,43 +129,6 @@ def _convert_original(state_dict: Mapping[str, Tensor], model: MLDecoderClassifi
     return {f'backbone.{key}': tensor for key, tensor in converted.items()} | convert_original_state_dict(head, 'head.')
 
 
-def _with_fresh_classes(state_dict: Mapping[str, Tensor], model: MLDecoderClassifier) -> dict[str, Tensor]:
-    """The checkpoint, with the model's own tensors where the head depends on the number of classes."""
-    own = model.state_dict()
-    if model.num_classes == 0:
-        return {key: tensor for key, tensor in state_dict.items() if not key.startswith('head.')}
-    fresh = {key: own[key] for key in own if key.startswith(CLASSIFIER)}
-    if len(state_dict.get(QUERIES, ())) != len(own[QUERIES]):  # another number of groups
-        fresh[QUERIES] = own[QUERIES]
-    return {**state_dict, **fresh}
-
-
-def _adapt_space_to_depth(weight: Tensor, model: MLDecoderClassifier) -> Tensor:
-    """timm's rule for other input channels, applied to each of the block positions (position major, colour minor)."""
-    source_chans: int = model.pretrained_cfg['input_size'][0]
-    blocks = weight.unflatten(1, (-1, source_chans)).flatten(0, 1)
-    return adapt_input_conv(model.in_chans, blocks, source_chans).unflatten(0, (weight.shape[0], -1)).flatten(1, 2)
-
-
-def _check_backbone(name: str) -> None:
-    if not is_model(name):
-        bare = name.rpartition('/')[2].rpartition(':')[2]
-        hint = f'write {bare!r}.' if is_model(bare) else nearest(name, list_models())
-        raise ValueError(f'backbone must be the name of a registered timm model, got {name!r}; {hint}')
-
-
-def _backbone_facts(backbone: str) -> dict[str, Any]:
-    """timm's preprocessing of a backbone, and the names that our prefix moves."""
-    _check_backbone(backbone)
-    cfg = get_pretrained_cfg(backbone) or PretrainedCfg()
-    convs = (cfg.first_conv,) if isinstance(cfg.first_conv, str) else cfg.first_conv or ()
-    return {
-        **{field: getattr(cfg, field) for field in SHARED_FACTS},
-        'first_conv': tuple(f'backbone.{conv}' for conv in convs) or None,
-        'classifier': CLASSIFIER,
-    }
-
-
 def _create_mldecoder(
         variant: str, pretrained: bool = False, *, backbone: str | None = None, **kwargs: Any) -> MLDecoderClassifier:
     backbone = backbone or BACKBONES[variant]
@@ -190,14 +137,9 @@ def _create_mldecoder(
     adopt_groups = published is not None and published.num_groups is None and 'num_groups' not in kwargs
     if published is not None and published.num_groups and published.num_groups != published.num_classes:
         kwargs.setdefault('num_groups', published.num_groups)  # as many as classes is no choice, but the clipped 100
-    if pretrained:
-        kwargs['pretrained_backbone'] = False
-    with explain_checkpoint_errors(cfg.to_dict() if pretrained else {}, kwargs.get('cache_dir')):
-        model = build_model_with_cfg(
-            MLDecoderClassifier, variant, pretrained,
-            pretrained_filter_fn=partial(checkpoint_filter_fn, adopt_groups=adopt_groups),
-            feature_cfg=dict(out_indices=FEATURE_LEVELS, feature_cls='getter'),
-            backbone=backbone, **kwargs)
+    model = create_headed(
+        MLDecoderClassifier, variant, pretrained, partial(checkpoint_filter_fn, adopt_groups=adopt_groups),
+        backbone=backbone, **kwargs)
     if isinstance(getattr(model, 'head', None), MLDecoder):
         update_model_args(model, num_groups=model.head.max_groups)
     return model
@@ -205,7 +147,7 @@ def _create_mldecoder(
 
 _published = catalog.pretrained_cfgs('mldecoder')
 default_cfgs = generate_default_cfgs({
-    **{variant: _backbone_facts(backbone) for variant, backbone in BACKBONES.items()
+    **{variant: backbone_facts(backbone, CLASSIFIER) for variant, backbone in BACKBONES.items()
        if not any(name.partition('.')[0] == variant for name in _published)},
     **_published,
 })
@@ -214,9 +156,7 @@ default_cfgs = generate_default_cfgs({
 @register_model
 def mldecoder(pretrained: bool = False, backbone: str = BACKBONES['mldecoder'], **kwargs: Any) -> MLDecoderClassifier:
     """ML-Decoder on any timm model: `timm.create_model('mldecoder', backbone=...)`, arXiv:2111.12933."""
-    if not isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg)):  # those of a saved model are complete
-        overlay = kwargs.get('pretrained_cfg_overlay') or {}
-        kwargs['pretrained_cfg_overlay'] = {**_backbone_facts(backbone), **overlay}
+    kwargs = with_backbone_facts(kwargs, backbone, CLASSIFIER)
     return _create_mldecoder('mldecoder', pretrained, backbone=backbone, **kwargs)
 
 
