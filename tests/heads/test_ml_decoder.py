@@ -1,4 +1,4 @@
-"""ML-Decoder and its zero-shot form: golden fixtures, the equations in plain loops, properties and errors."""
+"""ML-Decoder: golden fixtures, the equations in plain loops, properties and errors."""
 import copy
 import json
 import math
@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from timm_miil._errors import CheckpointError
-from timm_miil.heads import MLDecoder, ZeroShotMLDecoder, convert_original_state_dict
+from timm_miil.heads import MLDecoder, convert_original_state_dict
 from timm_miil.heads.ml_decoder import ORIGINAL_KEYS
 
 FIXTURES = Path(__file__).parents[1] / 'fixtures' / 'mldecoder'
 MANIFEST = json.loads((FIXTURES / 'manifest.json').read_text())
 CASES = MANIFEST['cases']
 PLAIN = sorted(name for name, case in CASES.items() if not case['config']['zsl'])
-ZERO_SHOT = sorted(set(CASES) - set(PLAIN))
 DTYPES = {'float32': torch.float32, 'float64': torch.float64}
 
 
@@ -30,25 +29,22 @@ def section(tensors, start):
 def build(case, tensors, dtype):
     config = case['config']
     sizes = dict(in_features=config['initial_num_features'], embed_dim=config['decoder_embedding'], dtype=dtype)
-    if config['zsl']:
-        head = ZeroShotMLDecoder(**sizes)
-    else:
-        groups = {} if config['num_of_groups'] < 0 else {'num_groups': config['num_of_groups']}
-        head = MLDecoder(num_classes=config['num_classes'], **groups, **sizes)
+    groups = {} if config['num_of_groups'] < 0 else {'num_groups': config['num_of_groups']}
+    head = MLDecoder(num_classes=config['num_classes'], **groups, **sizes)
     head.load_state_dict(convert_original_state_dict(section(tensors, 'state.')))
     return head.eval()
 
 
-def check_case(head, case, tensors, dtype_name, suffix):
+def check_case(head, case, tensors, dtype_name):
     """Values and gradients of one run of the reference against ours."""
     dtype = DTYPES[dtype_name]
     close = dict(**case['tolerance'][dtype_name])
     expected = section(tensors, f'expected.{dtype_name}.')
     x = tensors['x'].to(dtype, copy=True).requires_grad_()
     logits = head(x)
-    torch.testing.assert_close(logits, expected[f'logits{suffix}'], **close)
-    (logits * tensors[f'cotangent{suffix}'].to(dtype)).sum().backward()
-    gradients = section(expected, f'grad{suffix}.')
+    torch.testing.assert_close(logits, expected['logits'], **close)
+    (logits * tensors['cotangent'].to(dtype)).sum().backward()
+    gradients = section(expected, 'grad.')
     torch.testing.assert_close(x.grad, gradients.pop('x'), **close)
     assert bool(gradients) == (dtype_name == 'float64')  # the reference recorded them in float64 only
     parameters = dict(head.named_parameters())
@@ -61,20 +57,7 @@ def check_case(head, case, tensors, dtype_name, suffix):
 def test_fixture_values_and_gradients_are_reproduced(name, dtype_name):
     tensors = load_file(FIXTURES / CASES[name]['file'])
     head = build(CASES[name], tensors, DTYPES[dtype_name])
-    check_case(head, CASES[name], tensors, dtype_name, '')
-
-
-@pytest.mark.parametrize('dtype_name', DTYPES)
-@pytest.mark.parametrize('name', ZERO_SHOT)
-def test_zero_shot_fixture_is_reproduced_for_each_label_set(name, dtype_name):
-    tensors = load_file(FIXTURES / CASES[name]['file'])
-    head = build(CASES[name], tensors, DTYPES[dtype_name])
-    label_sets = section(tensors, 'wordvecs')
-    assert label_sets
-    for suffix, word_vectors in label_sets.items():
-        head.set_word_vectors(word_vectors.T)
-        head.zero_grad()
-        check_case(head, CASES[name], tensors, dtype_name, suffix)
+    check_case(head, CASES[name], tensors, dtype_name)
 
 
 def reference_logits(head, features):
@@ -274,6 +257,59 @@ def test_sizes_that_are_not_whole_numbers_are_refused():
     assert MLDecoder(6, np.int64(5), embed_dim=8).num_classes == 5
 
 
+def test_attention_maps_are_the_weights_of_each_class_query():
+    torch.manual_seed(0)
+    head = MLDecoder(6, 101, 100, embed_dim=8, num_heads=2, dtype=torch.float64)  # groups of 2: 51 in use
+    torch.nn.init.normal_(head.decoder.attn.in_proj_bias)
+    features = torch.randn(2, 6, 3, 2, dtype=torch.float64)
+    classes = [100, 3, 2, 0, 3]
+    attn = head.decoder.attn
+    for maps in (head.attention_maps(features, classes), head.attention_maps(features)[:, classes]):  # in training too
+        assert maps.shape == (2, 5, 6)
+        for image, rows in zip(features, maps, strict=True):
+            memory = head.embed(image.flatten(1).T).clamp(min=0)
+            for index, row in zip(classes, rows, strict=True):
+                query = head.decoder.norm1(2 * head.query_embed[index // 2])
+                projected = torch.cat([query[None], memory]) @ attn.in_proj_weight.T + attn.in_proj_bias
+                per_head = [
+                    (projected[1:, 8 + 4 * h:12 + 4 * h] @ projected[0, 4 * h:4 * h + 4] / 2).softmax(0)
+                    for h in range(2)]
+                torch.testing.assert_close(row, sum(per_head) / 2)
+
+
+@pytest.mark.parametrize('autocast', [False, True])
+def test_attention_maps_are_wide_and_sum_to_one(autocast):
+    head = MLDecoder(6, 25, 6, embed_dim=8, dtype=torch.float32 if autocast else torch.bfloat16)
+    features = torch.randn(2, 9, 6, dtype=head.embed.weight.dtype)
+    with torch.autocast('cpu', enabled=autocast):
+        maps = head.attention_maps(features)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps.sum(2), torch.ones(2, 25))
+    assert head.attention_maps(features, []).shape == (2, 0, 9)
+
+
+@pytest.mark.parametrize('classes, error, words', [
+    ([0, 5], ValueError, r'classes must be in \[0, 5\), got 5'),
+    ([-1], ValueError, r'classes must be in \[0, 5\), got -1'),
+    ([1.0], TypeError, 'classes must be indices, got 1.0 of type float'),
+    ([True], TypeError, 'classes must be indices, got True of type bool'),
+])
+def test_maps_of_unknown_classes_are_refused(classes, error, words):
+    with pytest.raises(error, match=words):
+        MLDecoder(6, 5, embed_dim=8).attention_maps(torch.zeros(1, 9, 6), classes)
+
+
+def test_shared_query_dropout_draws_one_query_mask_for_the_batch():
+    torch.manual_seed(0)
+    head = MLDecoder(6, 5, embed_dim=8, drop_rate=0.5, shared_query_dropout=True, dtype=torch.float64)
+    seen = []
+    head.decoder.norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    head(torch.randn(3, 9, 6, dtype=torch.float64))
+    head.decoder.shared_query_dropout = False
+    head(torch.randn(3, 9, 6, dtype=torch.float64))
+    assert [len(x) for x in seen] == [1, 3]
+
+
 @pytest.mark.parametrize('shape, words', [
     ((2, 6), r'features must be a map \(B, D, H, W\) or tokens \(B, N, D\), got 2 dimensions'),
     ((2, 5, 3, 3), 'features must have 6 channels, got 5'),
@@ -287,23 +323,3 @@ def test_wrong_features_are_refused(shape, words):
 
 def test_empty_batch_gives_empty_logits():
     assert MLDecoder(6, 5, embed_dim=8)(torch.zeros(0, 9, 6)).shape == (0, 5)
-
-
-def test_zero_shot_head_says_what_is_missing():
-    head = ZeroShotMLDecoder(6, word_dim=10, embed_dim=8)
-    with pytest.raises(RuntimeError, match='no label set yet; call set_word_vectors'):
-        head(torch.zeros(1, 9, 6))
-    with pytest.raises(ValueError, match=r'word_vectors must have shape \(K, 10\), got \(10, 7\); pass word_vectors.T'):
-        head.set_word_vectors(torch.zeros(10, 7))
-    with pytest.raises(ValueError, match=r'got \(0, 10\)\.'):
-        head.set_word_vectors(torch.zeros(0, 10))
-
-
-def test_zero_shot_words_follow_the_module_but_not_the_checkpoint():
-    head = ZeroShotMLDecoder(6, word_dim=10, embed_dim=8)
-    words = torch.randn(7, 10)
-    head.set_word_vectors(words)
-    words.zero_()  # the head keeps its own copy
-    assert head.double()(torch.randn(2, 9, 6, dtype=torch.float64)).shape == (2, 7)
-    assert head.word_vectors.abs().sum() > 0
-    assert not [key for key in head.state_dict() if 'word_vectors' in key]

@@ -5,25 +5,25 @@ Alibaba-MIIL/ML_Decoder. Deviations: the group size is a true ceiling (the origi
 is wrong when K mod G is small against G); the queries are a buffer, as they are never trained; keys are spelled
 out (`convert_original_state_dict` reads the original's).
 """
-from collections.abc import Mapping
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_miil._checks import check_multiple, check_positive, check_range, nearest
+from timm_miil._checks import check_positive, check_range, nearest, shown
 from timm_miil._errors import CheckpointError
+from timm_miil.heads._decoder import (
+    DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, CrossAttention, QueryDecoder)
 
 __all__ = [
-    'CrossAttention', 'GroupLinear', 'MLDecoder', 'QueryDecoder', 'convert_original_state_dict', 'flatten_features',
+    'CrossAttention', 'GroupLinear', 'MLDecoder', 'QueryDecoder', 'check_classes', 'convert_original_state_dict',
+    'flatten_features',
 ]
 
 NUM_GROUPS = 100
-EMBED_DIM = 768
-NUM_HEADS = 8
-FEEDFORWARD_DIM = 2048
-DROP_RATE = 0.1
 
 
 def flatten_features(features: Tensor, in_features: int) -> Tensor:
@@ -54,93 +54,6 @@ def flatten_features(features: Tensor, in_features: int) -> Tensor:
     return features
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention of queries over memory, with the packed weights of `nn.MultiheadAttention`."""
-
-    def __init__(self, embed_dim: int, num_heads: int, drop_rate: float = 0.0, **placement: Any) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.drop_rate = drop_rate
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **placement))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim, **placement))
-        self.out_proj = nn.Linear(embed_dim, embed_dim, **placement)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.in_proj_bias)
-        self.out_proj.reset_parameters()
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        """Attend from query (B or 1, G, D) to memory (B, N, D); returns (B, G, D)."""
-        batch, _, dim = memory.shape
-        query = F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
-        key, value = F.linear(memory, self.in_proj_weight[dim:], self.in_proj_bias[dim:]).chunk(2, dim=-1)
-        head_dim = dim // self.num_heads
-        query = query.expand(batch, -1, -1).unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
-        key = key.unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
-        value = value.unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
-        x = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.drop_rate if self.training else 0.0)
-        return self.out_proj(x.transpose(1, 2).flatten(2))
-
-
-class QueryDecoder(nn.Module):
-    """The one decoder layer of ML-Decoder: post-norm cross-attention and feed-forward, no self-attention.
-
-    Args:
-        embed_dim: Width D, a multiple of num_heads.
-        num_heads: Attention heads.
-        feedforward_dim: Width of the hidden layer.
-        drop_rate: Dropout on queries, attention weights, hidden layer and both residual branches, in [0, 1).
-        device: Device of the parameters.
-        dtype: Floating dtype of the parameters.
-
-    Raises:
-        ValueError: If embed_dim is not a multiple of num_heads, a width is below 1, or drop_rate out of range.
-    """
-
-    def __init__(
-            self,
-            embed_dim: int = EMBED_DIM,
-            num_heads: int = NUM_HEADS,
-            feedforward_dim: int = FEEDFORWARD_DIM,
-            drop_rate: float = DROP_RATE,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        check_positive(embed_dim=embed_dim, num_heads=num_heads, feedforward_dim=feedforward_dim)
-        check_multiple(of=num_heads, embed_dim=embed_dim)
-        check_range(drop_rate=drop_rate, low=0.0, high=1.0)
-        self.drop_rate = drop_rate
-        self.norm1 = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
-        self.attn = CrossAttention(embed_dim, num_heads, drop_rate, device=device, dtype=dtype)
-        self.norm2 = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
-        self.linear1 = nn.Linear(embed_dim, feedforward_dim, device=device, dtype=dtype)
-        self.linear2 = nn.Linear(feedforward_dim, embed_dim, device=device, dtype=dtype)
-        self.norm3 = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
-
-    def reset_parameters(self) -> None:
-        """Draw fresh weights."""
-        for module in (self.norm1, self.attn, self.norm2, self.linear1, self.linear2, self.norm3):
-            module.reset_parameters()
-
-    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        """Decode queries (G, D) against memory (B, N, D) into (B, G, D)."""
-        query = query.unsqueeze(0)
-        if self.training:
-            query = query.expand(memory.shape[0], -1, -1)  # each image draws its own dropout mask
-        query = self.norm1(query + self._drop(query))
-        query = self.norm2(query + self._drop(self.attn(query, memory)))
-        hidden = self._drop(F.relu(self.linear1(query)))
-        return self.norm3(query + self._drop(self.linear2(hidden)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.drop_rate, self.training)
-
-
 class GroupLinear(nn.Module):
     """A linear layer per group: class c reads group c // F, slot c % F, with F = ceil(K / G).
 
@@ -150,7 +63,7 @@ class GroupLinear(nn.Module):
     def __init__(self, num_groups: int, embed_dim: int, num_classes: int, **placement: Any) -> None:
         super().__init__()
         self.num_classes = num_classes
-        group_size = -(-num_classes // num_groups)
+        self.group_size = group_size = -(-num_classes // num_groups)
         self.weight = nn.Parameter(torch.empty(num_groups, embed_dim, group_size, **placement))
         self.bias = nn.Parameter(torch.empty(num_classes, **placement))
         self.reset_parameters()
@@ -177,6 +90,8 @@ class MLDecoder(nn.Module):
         feedforward_dim: Width of the decoder's hidden layer.
         drop_rate: Dropout inside the decoder, in [0, 1).
         fc_drop_rate: Dropout on the decoded queries before the group layer, in [0, 1); none in the paper.
+        shared_query_dropout: Whether all images of a batch draw one dropout mask of the queries, which makes training
+            faster; the original draws a mask an image.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -204,6 +119,7 @@ class MLDecoder(nn.Module):
             feedforward_dim: int = FEEDFORWARD_DIM,
             drop_rate: float = DROP_RATE,
             fc_drop_rate: float = 0.0,
+            shared_query_dropout: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -214,7 +130,8 @@ class MLDecoder(nn.Module):
         self.num_classes = num_classes
         self.max_groups = num_groups
         self.fc_drop_rate = fc_drop_rate
-        self.decoder = QueryDecoder(embed_dim, num_heads, feedforward_dim, drop_rate, device=device, dtype=dtype)
+        self.decoder = QueryDecoder(
+            embed_dim, num_heads, feedforward_dim, drop_rate, shared_query_dropout, device=device, dtype=dtype)
         self.embed = nn.Linear(in_features, embed_dim, device=device, dtype=dtype)
         groups = min(num_groups, num_classes)
         # Random and frozen, yet two models with different queries are different models: saved, never trained.
@@ -263,9 +180,56 @@ class MLDecoder(nn.Module):
         Raises:
             ValueError: If the shape is neither of these.
         """
-        memory = F.relu(self.embed(flatten_features(features, self.in_features)))
-        x = self.decoder(self.query_embed, memory)
+        x = self.decoder(self.query_embed, self._memory(features))
         return self.group_fc(F.dropout(x, self.fc_drop_rate, self.training))
+
+    def _memory(self, features: Tensor) -> Tensor:
+        return F.relu(self.embed(flatten_features(features, self.in_features)))
+
+    def attention_maps(self, features: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+        """Where the query of each class looks, averaged over attention heads, as in evaluation: no dropout.
+
+        Classes of one group share their query, and so their map.
+
+        Args:
+            features: As in `forward`.
+            classes: Indices of classes, in any order; None for all.
+
+        Returns:
+            Attention (B, len(classes), N) over the N positions, prefix tokens included, as they come in; each row
+            sums to 1. float32 or wider.
+
+        Raises:
+            TypeError: If an index is not an int.
+            ValueError: If an index is out of range, or the shape of the features is wrong.
+
+        Example:
+            >>> head = MLDecoder(in_features=64, num_classes=230, embed_dim=32).eval()
+            >>> head.attention_maps(torch.randn(2, 64, 7, 7), classes=[3, 229]).shape
+            torch.Size([2, 2, 49])
+        """
+        groups = [index // self.group_fc.group_size for index in check_classes(classes, self.num_classes)]
+        used = sorted(set(groups))
+        weights = self.decoder.attention_weights(self.query_embed[used], self._memory(features)).mean(1)
+        place = {group: i for i, group in enumerate(used)}
+        return weights[:, [place[group] for group in groups]]
+
+
+def check_classes(classes: Sequence[int] | None, num_classes: int) -> Sequence[int]:
+    """The class indices, all of them for None.
+
+    Raises:
+        TypeError: If an index is not an int.
+        ValueError: If an index is not in [0, num_classes).
+    """
+    if classes is None:
+        return range(num_classes)
+    for index in classes:
+        if isinstance(index, bool) or not isinstance(index, numbers.Integral):
+            raise TypeError(f'classes must be indices, got {shown(index)} of type {type(index).__name__}.')
+        if not 0 <= index < num_classes:
+            raise ValueError(f'classes must be in [0, {num_classes}), got {shown(index)}.')
+    return classes
 
 
 # Keys of the original repository below the head's prefix (`head.` on TResNet, `fc.` on ResNet) -> ours.

@@ -1,0 +1,132 @@
+"""The decoder layer of ML-Decoder: queries attend to the memory of an image, then a feed-forward network.
+
+Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", arXiv:2111.12933. What several heads share.
+"""
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_miil._checks import check_multiple, check_positive, check_range
+
+__all__ = ['DROP_RATE', 'EMBED_DIM', 'FEEDFORWARD_DIM', 'NUM_HEADS', 'CrossAttention', 'QueryDecoder']
+
+EMBED_DIM = 768
+NUM_HEADS = 8
+FEEDFORWARD_DIM = 2048
+DROP_RATE = 0.1
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries over memory, with the packed weights of `nn.MultiheadAttention`."""
+
+    def __init__(self, embed_dim: int, num_heads: int, drop_rate: float = 0.0, **placement: Any) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.drop_rate = drop_rate
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **placement))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim, **placement))
+        self.out_proj = nn.Linear(embed_dim, embed_dim, **placement)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.in_proj_bias)
+        self.out_proj.reset_parameters()
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        """Attend from query (B or 1, G, D) to memory (B, N, D); returns (B, G, D)."""
+        batch, _, dim = memory.shape
+        query = F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
+        key, value = F.linear(memory, self.in_proj_weight[dim:], self.in_proj_bias[dim:]).chunk(2, dim=-1)
+        head_dim = dim // self.num_heads
+        query = query.expand(batch, -1, -1).unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
+        key = key.unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
+        value = value.unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
+        x = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.drop_rate if self.training else 0.0)
+        return self.out_proj(x.transpose(1, 2).flatten(2))
+
+    def weights(self, query: Tensor, memory: Tensor) -> Tensor:
+        """How query (B or 1, G, D) attends to memory (B, N, D), no dropout; (B, heads, G, N), float32 or wider."""
+        dim = memory.shape[-1]
+        # The bias of the keys adds the same to every score of a query, which the softmax does not see.
+        query = F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
+        key = F.linear(memory, self.in_proj_weight[dim:2 * dim])
+        query, key = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key))
+        scores = query @ key.transpose(2, 3)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        return (scores.to(wide) * query.shape[-1] ** -0.5).softmax(-1)
+
+
+class QueryDecoder(nn.Module):
+    """The one decoder layer of ML-Decoder: post-norm cross-attention and feed-forward, no self-attention.
+
+    Args:
+        embed_dim: Width D, a multiple of num_heads.
+        num_heads: Attention heads.
+        feedforward_dim: Width of the hidden layer.
+        drop_rate: Dropout on queries, attention weights, hidden layer and both residual branches, in [0, 1).
+        shared_query_dropout: Whether all images of a batch draw one dropout mask of the queries, so that the work
+            on the queries is done once a batch. The original draws a mask an image.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: If embed_dim is not a multiple of num_heads, a width is below 1, or drop_rate out of range.
+    """
+
+    def __init__(
+            self,
+            embed_dim: int = EMBED_DIM,
+            num_heads: int = NUM_HEADS,
+            feedforward_dim: int = FEEDFORWARD_DIM,
+            drop_rate: float = DROP_RATE,
+            shared_query_dropout: bool = False,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(embed_dim=embed_dim, num_heads=num_heads, feedforward_dim=feedforward_dim)
+        check_multiple(of=num_heads, embed_dim=embed_dim)
+        check_range(drop_rate=drop_rate, low=0.0, high=1.0)
+        self.drop_rate = drop_rate
+        self.shared_query_dropout = shared_query_dropout
+        self.norm1 = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+        self.attn = CrossAttention(embed_dim, num_heads, drop_rate, device=device, dtype=dtype)
+        self.norm2 = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+        self.linear1 = nn.Linear(embed_dim, feedforward_dim, device=device, dtype=dtype)
+        self.linear2 = nn.Linear(feedforward_dim, embed_dim, device=device, dtype=dtype)
+        self.norm3 = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights."""
+        for module in (self.norm1, self.attn, self.norm2, self.linear1, self.linear2, self.norm3):
+            module.reset_parameters()
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        """Decode queries (G, D) against memory (B, N, D) into (B, G, D)."""
+        query = query.unsqueeze(0)
+        if self.training and not self.shared_query_dropout:
+            query = query.expand(memory.shape[0], -1, -1)  # each image draws its own dropout mask
+        query = self.norm1(query + self._drop(query))
+        query = self.norm2(query + self._drop(self.attn(query, memory)))
+        hidden = self._drop(F.relu(self.linear1(query)))
+        return self.norm3(query + self._drop(self.linear2(hidden)))
+
+    def attention_weights(self, query: Tensor, memory: Tensor) -> Tensor:
+        """How much each query looks at each position, as in evaluation: no dropout.
+
+        Args:
+            query: Shape (G, D).
+            memory: Shape (B, N, D).
+
+        Returns:
+            Shape (B, heads, G, N), float32 or wider; each row sums to 1.
+        """
+        return self.attn.weights(self.norm1(2 * query).unsqueeze(0), memory)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.drop_rate, self.training)
