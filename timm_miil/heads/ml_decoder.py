@@ -19,8 +19,8 @@ from timm_miil.heads._decoder import (
     DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, CrossAttention, QueryDecoder)
 
 __all__ = [
-    'CrossAttention', 'GroupLinear', 'MLDecoder', 'QueryDecoder', 'check_classes', 'convert_original_state_dict',
-    'flatten_features',
+    'DROP_RATE', 'EMBED_DIM', 'FEEDFORWARD_DIM', 'NUM_HEADS', 'CrossAttention', 'GroupLinear', 'MLDecoder',
+    'QueryDecoder', 'check_classes', 'convert_original_state_dict', 'flatten_features',
 ]
 
 NUM_GROUPS = 100
