@@ -1,14 +1,17 @@
 """A head on any timm backbone: what is found by looking, what is taken out, and clear errors."""
+import math
 import re
 from functools import partial
 
 import pytest
 import timm
 import torch
+from hypothesis import given, settings, strategies as st
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from timm_miil.heads import BackboneWithHead, MLDecoder, attach_head
+from timm_miil.heads._grid import find_grid
 from timm_miil.heads.attach import _prefixed
 
 SMALL_HEAD = partial(MLDecoder, embed_dim=16, feedforward_dim=16)
@@ -79,6 +82,50 @@ def test_nhwc_maps_are_read_as_their_transposed_nchw():
     features = torch.rand(2, 3, 4, 288)
     torch.testing.assert_close(model.forward_head(features), model.head(features.permute(0, 3, 1, 2)))
     torch.testing.assert_close(model.forward_head(features, pre_logits=True), features.mean((1, 2)))
+
+
+@given(
+    st.integers(32, 700), st.integers(32, 700), st.integers(4, 32), st.sampled_from([math.floor, math.ceil]))
+@settings(max_examples=40, deadline=None)
+def test_the_grid_of_any_stride_is_found(height, width, stride, rounded):
+    grid = rounded(height / stride), rounded(width / stride)
+    assert find_grid(grid[0] * grid[1], (height, width)) == grid
+
+
+def test_no_grid_is_made_up():
+    assert find_grid(197, (224, 224)) is None  # 14 * 14 and a prefix token
+    assert find_grid(2, (224, 224)) is None
+    assert find_grid(0, (224, 224)) is None
+
+
+@pytest.mark.parametrize('name, size, grid', [
+    ('resnet10t', (64, 96), (2, 3)),
+    ('mambaout_femto', (64, 96), (2, 3)),
+    ('deit_tiny_distilled_patch16_224', (224, 224), (14, 14)),
+    ('mixer_s32_224', (224, 224), (7, 7)),
+    ('twins_pcpvt_small', (224, 288), (7, 9)),       # no patch_embed
+    ('levit_128s', (224, 224), (4, 4)),              # 14 halved twice
+])
+def test_tokens_lie_on_a_grid(name, size, grid):
+    model = attach_head(timm.create_model(name, device='meta'), 5, SMALL_HEAD)
+    features = model.forward_features(torch.empty(2, 3, *size, device='meta'))
+    assert model.token_grid(features, size) == grid
+
+
+def test_grid_of_any_picture_and_of_patches_that_are_not_square():
+    backbone = timm.create_model('vit_tiny_patch16_224', dynamic_img_size=True, dynamic_img_pad=True, device='meta')
+    model = attach_head(backbone, 5, SMALL_HEAD)
+    features = model.forward_features(torch.empty(1, 3, 100, 330, device='meta'))
+    assert model.token_grid(features, (100, 330)) == (7, 21)
+    with pytest.raises(ValueError, match=r'image_size .* got \(224, 224\), which no grid of 147 positions covers'):
+        model.token_grid(features, (224, 224))
+    with pytest.raises(ValueError, match='height must be at least 1, got 0'):
+        model.token_grid(features, (0, 224))
+    with pytest.raises(TypeError, match='width must be an int, got float 330.0'):
+        model.token_grid(features, (100, 330.0))
+    backbone = timm.create_model('vit_tiny_patch16_224', patch_size=(32, 16), device='meta')
+    model = attach_head(backbone, 5, SMALL_HEAD)
+    assert model.token_grid(torch.empty(1, 99, 192, device='meta'), (224, 224)) == (7, 14)
 
 
 def test_head_follows_the_backbones_dtype():

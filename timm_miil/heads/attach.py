@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from timm_miil._checks import check_choice
+from timm_miil._checks import check_choice, check_positive
 from timm_miil._timm import get_model_input_config, update_model_args, update_model_input_size
+from timm_miil.heads._grid import find_grid
 from timm_miil.heads.ml_decoder import MLDecoder
 
 __all__ = ['BackboneWithHead', 'attach_head']
@@ -180,6 +181,40 @@ class BackboneWithHead(nn.Module):
         if self.layout == 'NHWC':
             x = x.flatten(1, 2)
         return self.head(x)
+
+    @torch.jit.ignore
+    def token_grid(self, features: Tensor, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the positions that features have behind the prefix tokens, which come row by row.
+
+        Args:
+            features: What `forward_features` gave.
+            image_size: Height and width of the pictures that went in, in pixels.
+
+        Returns:
+            (H, W), so that H * W is the number of positions without the `num_prefix_tokens` first ones.
+
+        Raises:
+            TypeError: If image_size is not of ints.
+            ValueError: If they are below 1, or explain no grid of as many tokens.
+        """
+        height, width = image_size
+        check_positive(height=height, width=width)
+        if self.layout != 'NLC':
+            rows, columns = features.shape[2:] if self.layout == 'NCHW' else features.shape[1:3]
+            return rows, columns
+        positions = features.shape[1] - self.num_prefix_tokens
+        grid_of = getattr(getattr(self.backbone, 'patch_embed', None), 'dynamic_feat_size', None)
+        if grid_of is not None:  # it knows patches that are not square
+            rows, columns = grid_of((height, width))
+            if rows * columns == positions:
+                return rows, columns
+        grid = find_grid(positions, (height, width))
+        if grid is None:
+            raise ValueError(
+                f'image_size must be the (height, width) of the pictures behind the features, got {(height, width)}, '
+                f'which no grid of {positions} positions covers (tokens {tuple(features.shape)}, the first '
+                f'{self.num_prefix_tokens} of them prefix tokens).')
+        return grid
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.global_pool == '':
