@@ -1,8 +1,9 @@
-"""Zero-shot ML-Decoder: the queries are word vectors, so the label set is free at run time.
+"""Zero-shot ML-Decoder: the queries are embeddings of label names, so the label set is free at run time.
 
-Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", arXiv:2111.12933, section on zero-shot
-learning; original code in Alibaba-MIIL/ML_Decoder. Deviations: the word vectors are a (K, E) buffer that follows
-the module's device and dtype; the original keeps a plain (E, K) attribute that does neither.
+Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", arXiv:2111.12933, sections on zero-shot
+learning; original code in Alibaba-MIIL/ML_Decoder. Deviations: the embeddings are a (K, E) buffer that follows the
+module, where the original keeps a plain (E, K) attribute that does not; the query augmentations, which the paper
+reports and its code lacks, are off unless asked for, and their scales are ours.
 """
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,18 @@ from torch import Tensor, nn
 from timm_miil._checks import check_positive
 from timm_miil.heads.ml_decoder import (
     DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, QueryDecoder, flatten_features)
+from timm_miil.heads.text import TEXT_DIM
 
 __all__ = ['SharedLinear', 'ZeroShotMLDecoder']
 
-WORD_DIM = 300
-
 
 class ZeroShotMLDecoder(nn.Module):
-    """ML-Decoder whose queries are projected word vectors and whose last layer is shared by all classes.
+    """ML-Decoder whose queries are projected text embeddings and whose last layer is shared by all labels.
 
     Args:
         in_features: Channels of the features.
-        word_dim: Length E of a word vector.
         embed_dim: Decoder width D, a multiple of num_heads.
+        text_dim: Length E of a label's embedding.
         num_heads: Attention heads.
         feedforward_dim: Width of the decoder's hidden layer.
         drop_rate: Dropout inside the decoder, in [0, 1).
@@ -38,52 +38,61 @@ class ZeroShotMLDecoder(nn.Module):
 
     Example:
         >>> import torch
-        >>> head = ZeroShotMLDecoder(in_features=64, word_dim=50, embed_dim=32)
-        >>> head.set_word_vectors(torch.randn(6, 50))
+        >>> head = ZeroShotMLDecoder(in_features=64, embed_dim=32, text_dim=50)
+        >>> head.set_queries(torch.randn(6, 50))
         >>> head(torch.randn(2, 49, 64)).shape
         torch.Size([2, 6])
     """
 
     if TYPE_CHECKING:
-        word_vectors: Tensor
+        text_embeddings: Tensor
 
     def __init__(
             self,
             in_features: int,
-            word_dim: int = WORD_DIM,
             embed_dim: int = EMBED_DIM,
+            text_dim: int = TEXT_DIM,
             num_heads: int = NUM_HEADS,
             feedforward_dim: int = FEEDFORWARD_DIM,
             drop_rate: float = DROP_RATE,
+            num_random_queries: int = 0,
+            query_noise: float = 0.0,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(in_features=in_features, word_dim=word_dim)
+        check_positive(in_features=in_features, text_dim=text_dim)
         self.in_features = in_features
-        self.word_dim = word_dim
+        self.text_dim = text_dim
+        self.num_random_queries = num_random_queries
+        self.query_noise = query_noise
         self.decoder = QueryDecoder(embed_dim, num_heads, feedforward_dim, drop_rate, device=device, dtype=dtype)
         self.embed = nn.Linear(in_features, embed_dim, device=device, dtype=dtype)
-        self.word_embed = nn.Linear(word_dim, embed_dim, device=device, dtype=dtype)
+        self.word_embed = nn.Linear(text_dim, embed_dim, device=device, dtype=dtype)
         self.group_fc = SharedLinear(embed_dim, device=device, dtype=dtype)
         # Not in the checkpoint: the label set is the caller's.
-        self.register_buffer('word_vectors', torch.empty(0, word_dim, device=device, dtype=dtype), persistent=False)
+        self.register_buffer('text_embeddings', torch.empty(0, text_dim, device=device, dtype=dtype), persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        """Labels of the current set; 0 before `set_queries`."""
+        return self.text_embeddings.shape[0]
 
     @torch.jit.ignore
-    def set_word_vectors(self, word_vectors: Tensor) -> None:
+    def set_queries(self, embeddings: Tensor) -> None:
         """Choose the label set, for training or for inference.
 
         Args:
-            word_vectors: One row a label, shape (K, E); copied to the head's device and dtype.
+            embeddings: One row a label, shape (K, E); copied to the head's device.
 
         Raises:
             ValueError: If the shape is not (K, E) with K at least 1.
         """
-        if word_vectors.ndim != 2 or word_vectors.shape[1] != self.word_dim or not len(word_vectors):
-            hint = '; pass word_vectors.T' if tuple(word_vectors.shape[:1]) == (self.word_dim,) else ''
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.text_dim or not len(embeddings):
+            hint = '; pass embeddings.T' if tuple(embeddings.shape[:1]) == (self.text_dim,) else ''
             raise ValueError(
-                f'word_vectors must have shape (K, {self.word_dim}), got {tuple(word_vectors.shape)}{hint}.')
-        self.word_vectors = word_vectors.detach().to(self.word_vectors, copy=True)
+                f'embeddings must have shape (K, {self.text_dim}), got {tuple(embeddings.shape)}{hint}.')
+        self.text_embeddings = embeddings.detach().to(self.text_embeddings, copy=True)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights, as after `to_empty`."""
@@ -97,16 +106,16 @@ class ZeroShotMLDecoder(nn.Module):
             features: Map (B, in_features, H, W) or tokens (B, N, in_features), the head's dtype.
 
         Returns:
-            Logits (B, K), one a word vector.
+            Logits (B, K), one a label.
 
         Raises:
-            RuntimeError: If no word vectors were set.
+            RuntimeError: If no queries were set.
             ValueError: If the shape of the features is wrong.
         """
-        if self.word_vectors.shape[0] == 0:
-            raise RuntimeError('the zero-shot head has no label set yet; call set_word_vectors((K, E) tensor) first.')
+        if self.num_classes == 0:
+            raise RuntimeError('the zero-shot head has no label set yet; call set_queries((K, E) tensor) first.')
         memory = F.relu(self.embed(flatten_features(features, self.in_features)))
-        query = F.relu(self.word_embed(self.word_vectors))
+        query = F.relu(self.word_embed(self.text_embeddings))
         return self.group_fc(self.decoder(query, memory))
 
 
