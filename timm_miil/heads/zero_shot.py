@@ -5,22 +5,32 @@ learning; original code in Alibaba-MIIL/ML_Decoder. Deviations: the embeddings a
 module, where the original keeps a plain (E, K) attribute that does not; the query augmentations, which the paper
 reports and its code lacks, are off unless asked for, and their scales are ours.
 """
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_miil._checks import check_positive
+from timm_miil._checks import check_positive, check_range
 from timm_miil.heads.ml_decoder import (
-    DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, QueryDecoder, flatten_features)
+    DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, QueryDecoder, check_classes, flatten_features)
 from timm_miil.heads.text import TEXT_DIM
 
 __all__ = ['SharedLinear', 'ZeroShotMLDecoder']
 
+CHUNK_LABELS = 1024
+
 
 class ZeroShotMLDecoder(nn.Module):
     """ML-Decoder whose queries are projected text embeddings and whose last layer is shared by all labels.
+
+    The label set may be changed at any time, such as between training and validation. It is no part of the
+    checkpoint; it follows the module to its device and through copies, so that the copy that `ModelEmaV3` makes has
+    the set of that moment and is given later ones by its own `set_queries`. Each process of a distributed run sets the
+    same labels: a set of its own is not noticed, and ends in an error, or in another's labels, where buffers are
+    broadcast.
 
     Args:
         in_features: Channels of the features.
@@ -29,12 +39,19 @@ class ZeroShotMLDecoder(nn.Module):
         num_heads: Attention heads.
         feedforward_dim: Width of the decoder's hidden layer.
         drop_rate: Dropout inside the decoder, in [0, 1).
+        num_random_queries: In training, so many random queries R are added behind the labels' in each step; the
+            target of their logits is 0. They are normal, with the root mean square of the label embeddings.
+        query_noise: In training, normal noise is added to the embeddings in each step; its standard deviation, in
+            units of the root mean square of a label's own embedding. 0 for none.
+        chunk_size: Labels decoded at a time. It bounds the memory for a large label set, at about 40 kB a label and
+            image with the default widths; where gradients are recorded, what they need of all labels is kept.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
     Raises:
-        TypeError: If a size is not an int.
-        ValueError: If a size is below 1, embed_dim is not a multiple of num_heads, or drop_rate out of range.
+        TypeError: If a size is not an int, or a rate not a number.
+        ValueError: If a size is below 1, num_random_queries or query_noise below 0, embed_dim is not a multiple of
+            num_heads, or drop_rate out of range.
 
     Example:
         >>> import torch
@@ -57,21 +74,26 @@ class ZeroShotMLDecoder(nn.Module):
             drop_rate: float = DROP_RATE,
             num_random_queries: int = 0,
             query_noise: float = 0.0,
+            chunk_size: int = CHUNK_LABELS,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(in_features=in_features, text_dim=text_dim)
+        check_positive(in_features=in_features, text_dim=text_dim, chunk_size=chunk_size)
+        check_range(query_noise=query_noise, low=0.0, high=math.inf)
+        if num_random_queries != 0:
+            check_positive(num_random_queries=num_random_queries)
         self.in_features = in_features
         self.text_dim = text_dim
         self.num_random_queries = num_random_queries
         self.query_noise = query_noise
+        self.chunk_size = chunk_size
         self.decoder = QueryDecoder(embed_dim, num_heads, feedforward_dim, drop_rate, device=device, dtype=dtype)
         self.embed = nn.Linear(in_features, embed_dim, device=device, dtype=dtype)
         self.word_embed = nn.Linear(text_dim, embed_dim, device=device, dtype=dtype)
         self.group_fc = SharedLinear(embed_dim, device=device, dtype=dtype)
         # Not in the checkpoint: the label set is the caller's.
-        self.register_buffer('text_embeddings', torch.empty(0, text_dim, device=device, dtype=dtype), persistent=False)
+        self.register_buffer('text_embeddings', torch.empty(0, text_dim, device=device), persistent=False)
 
     @property
     def num_classes(self) -> int:
@@ -83,19 +105,53 @@ class ZeroShotMLDecoder(nn.Module):
         """Choose the label set, for training or for inference.
 
         Args:
-            embeddings: One row a label, shape (K, E); copied to the head's device.
+            embeddings: One row a label, shape (K, text_dim), any floating dtype, from the encoder that the weights
+                were trained with. Copied to the head's device, and kept in float32 or the head's dtype if that is
+                wider: a head in half precision rounds them where they are used. They get no gradient.
 
         Raises:
-            ValueError: If the shape is not (K, E) with K at least 1.
+            TypeError: If embeddings is not a tensor of a floating dtype.
+            ValueError: If the shape is not (K, text_dim) with K at least 1, or a value is not finite.
         """
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.text_dim or not len(embeddings):
-            hint = '; pass embeddings.T' if tuple(embeddings.shape[:1]) == (self.text_dim,) else ''
-            raise ValueError(
-                f'embeddings must have shape (K, {self.text_dim}), got {tuple(embeddings.shape)}{hint}.')
-        self.text_embeddings = embeddings.detach().to(self.text_embeddings, copy=True)
+        self._check_embeddings(embeddings)
+        like = self.word_embed.weight
+        self.text_embeddings = embeddings.detach().to(
+            like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+
+    def _check_embeddings(self, embeddings: Tensor) -> None:
+        if not isinstance(embeddings, Tensor):
+            raise TypeError(
+                f'embeddings must be a tensor, got {type(embeddings).__name__}; names become embeddings by '
+                f'embed_characters, an array a tensor by torch.as_tensor.')
+        if not embeddings.is_floating_point():
+            raise TypeError(f'embeddings must be floating-point, got {embeddings.dtype}; call .float().')
+        shape = tuple(embeddings.shape)
+        if len(shape) != 2 or shape[1] != self.text_dim or shape[0] == 0:
+            hint = ''
+            if len(shape) == 2 and shape[0] == self.text_dim:
+                hint = '; pass embeddings.T'
+            elif len(shape) == 2 and shape[0] > 0:
+                hint = (
+                    f'; this head reads embeddings of length {self.text_dim}: take the encoder that it was trained '
+                    f'with, or build it with text_dim={shape[1]} and train it')
+            raise ValueError(f'embeddings must have shape (K, {self.text_dim}), got {shape}{hint}.')
+        if not embeddings.is_meta and not (finite := embeddings.isfinite().all(1)).all():
+            row = int(finite.long().argmin())
+            raise ValueError(f'embeddings must be finite, and row {row} is not; look at what label {row} became.')
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the head. The embeddings go along, never below float32: the way to half precision and back is exact."""
+        given = self.text_embeddings
+        super()._apply(fn, recurse)
+        moved = self.text_embeddings
+        if given.is_meta and not moved.is_meta:  # by to_empty; there never were values
+            self.text_embeddings = moved[:0]
+        else:
+            self.text_embeddings = given.to(moved.device, torch.promote_types(moved.dtype, torch.float32))
+        return self
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights, as after `to_empty`."""
+        """Draw fresh weights, as after `to_empty`; the label set stays."""
         for module in (self.embed, self.word_embed, self.decoder, self.group_fc):
             module.reset_parameters()
 
@@ -106,17 +162,62 @@ class ZeroShotMLDecoder(nn.Module):
             features: Map (B, in_features, H, W) or tokens (B, N, in_features), the head's dtype.
 
         Returns:
-            Logits (B, K), one a label.
+            Logits (B, K), one a label. In training (B, K + R): those of the R random queries come last.
 
         Raises:
             RuntimeError: If no queries were set.
             ValueError: If the shape of the features is wrong.
         """
+        self._check_queries()
+        memory = self._memory(features)
+        embeddings = self._augmented() if self.training else self.text_embeddings
+        return torch.cat([
+            self.group_fc(self.decoder(self._project(chunk), memory)) for chunk in embeddings.split(self.chunk_size)
+        ], dim=1)
+
+    def attention_maps(self, features: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+        """Where the query of each label looks, averaged over attention heads, as in evaluation: no dropout.
+
+        Args:
+            features: As in `forward`.
+            classes: Indices of labels of the current set, in any order; None for all.
+
+        Returns:
+            Attention (B, len(classes), N) over the N positions, prefix tokens included, as they come in; each row
+            sums to 1. float32 or wider.
+
+        Raises:
+            RuntimeError: If no queries were set.
+            TypeError: If an index is not an int.
+            ValueError: If an index is out of range, or the shape of the features is wrong.
+        """
+        self._check_queries()
+        memory = self._memory(features)
+        embeddings = self.text_embeddings[list(check_classes(classes, self.num_classes))]
+        return torch.cat([
+            self.decoder.attention_weights(self._project(chunk), memory).mean(1)
+            for chunk in embeddings.split(self.chunk_size)], dim=1)
+
+    def _check_queries(self) -> None:
         if self.num_classes == 0:
             raise RuntimeError('the zero-shot head has no label set yet; call set_queries((K, E) tensor) first.')
-        memory = F.relu(self.embed(flatten_features(features, self.in_features)))
-        query = F.relu(self.word_embed(self.text_embeddings))
-        return self.group_fc(self.decoder(query, memory))
+
+    def _memory(self, features: Tensor) -> Tensor:
+        return F.relu(self.embed(flatten_features(features, self.in_features)))
+
+    def _project(self, embeddings: Tensor) -> Tensor:
+        return F.relu(self.word_embed(embeddings.to(self.word_embed.weight.dtype)))
+
+    def _augmented(self) -> Tensor:
+        """The embeddings of this training step: noisy, and with random ones behind them."""
+        given = embeddings = self.text_embeddings
+        if self.query_noise > 0:
+            rms = given.square().mean(1, keepdim=True).sqrt()
+            embeddings = given + self.query_noise * rms * torch.randn_like(given)
+        if self.num_random_queries > 0:
+            random = torch.randn(self.num_random_queries, self.text_dim, device=given.device, dtype=given.dtype)
+            embeddings = torch.cat([embeddings, given.square().mean().sqrt() * random])
+        return embeddings
 
 
 class SharedLinear(nn.Module):
