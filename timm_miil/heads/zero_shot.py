@@ -29,8 +29,7 @@ class ZeroShotMLDecoder(nn.Module):
     The label set may be changed at any time, such as between training and validation. It is no part of the
     checkpoint; it follows the module to its device and through copies, so that the copy that `ModelEmaV3` makes has
     the set of that moment and is given later ones by its own `set_queries`. Each process of a distributed run sets the
-    same labels: a set of its own is not noticed, and ends in an error, or in another's labels, where buffers are
-    broadcast.
+    same labels itself: DDP compares no sizes, and broadcasts at most the set that it was built with.
 
     Args:
         in_features: Channels of the features.
