@@ -12,7 +12,7 @@ from torch import nn
 
 from timm_miil.heads import BackboneWithHead, MLDecoder, attach_head
 from timm_miil.heads._grid import find_grid
-from timm_miil.heads.attach import _prefixed
+from timm_miil.heads._groups import prefixed
 
 SMALL_HEAD = partial(MLDecoder, embed_dim=16, feedforward_dim=16)
 KINDS = {
@@ -163,11 +163,11 @@ def test_reset_classifier_keeps_the_decoder():
     (r'blocks\.(\d+)', 'backbone.blocks.3.weight', ('3',)),
 ])
 def test_group_patterns_move_below_the_prefix(pattern, name, found):
-    match = re.match(_prefixed(pattern), name)
+    match = re.match(prefixed(pattern), name)
     assert match is not None and match.groups() == found
-    assert re.match(_prefixed(pattern), name.removeprefix('backbone.')) is None
+    assert re.match(prefixed(pattern), name.removeprefix('backbone.')) is None
     nested = [(pattern, None), (pattern, (99,))]
-    assert _prefixed(nested) == [(_prefixed(pattern), None), (_prefixed(pattern), (99,))]
+    assert prefixed(nested) == [(prefixed(pattern), None), (prefixed(pattern), (99,))]
 
 
 def test_what_is_no_timm_model_is_refused():
@@ -177,10 +177,19 @@ def test_what_is_no_timm_model_is_refused():
         BackboneWithHead(timm.create_model('resnet10t', device='meta'), 20, SMALL_HEAD, global_pool='token')
 
 
-def test_a_backbone_with_several_outputs_is_refused_in_words():
-    model = timm.create_model('crossvit_9_240', device='meta')
-    with pytest.raises(ValueError, match=r'forward_features of CrossVit must give a map .* got list'):
-        attach_head(model, 20)
+@pytest.mark.parametrize('outputs, got', [
+    (lambda x: x.mean((2, 3)), r'\(2, 3\)'),
+    (lambda x: [x, x.flatten(2)], r'\(2, 3, 224, 224\), \(2, 3, 50176\)'),
+    (lambda x: {'map': x}, 'dict'),
+    (lambda x: [], 'an empty list'),
+])
+def test_what_is_neither_maps_nor_tokens_is_refused(outputs, got):
+    class Odd(nn.Conv2d):
+        def forward_features(self, x):
+            return outputs(self(x))
+
+    with pytest.raises(ValueError, match=rf'forward_features of Odd must give a map .*, got {got}; this backbone'):
+        attach_head(Odd(3, 3, 1), 20)
 
 
 def test_unknown_backbones_are_refused_with_the_nearest_name():

@@ -1,28 +1,30 @@
 """Put a head on a timm model by timm's contract, never by class name.
 
-What a backbone gives is found by looking: a copy without storage (the meta device) runs `forward_features`, and the
-shape of its output says how many channels there are, its gradient says which weights take part. Weights that do
-not (a convolution behind the pool, a norm of the old head) are taken out, so that every parameter trains.
+What a backbone gives is found by looking at the output of `forward_features` and at its gradient. Weights that take
+no part in it (a convolution behind the pool, a norm of the old head) are taken out, so that every parameter trains.
+
+A map (B, D, H, W), (B, H, W, D) and tokens (B, N, D) go to the head as they are. Of several branches, such as
+CrossViT's, the head reads all tokens, one branch behind the other; each branch has channels of its own and zeros in
+those of the others, so the head's first linear layer is one for each branch. Of patches with padding (NaFlex) it reads
+those that are valid.
 """
-import copy
-import math
-import re
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from timm_miil._checks import check_choice, check_positive
-from timm_miil._timm import get_model_input_config, update_model_args, update_model_input_size
+from timm_miil._timm import update_model_args, update_model_input_size
+from timm_miil.heads._features import Features, adapt_to_features, as_tokens, join_branches
 from timm_miil.heads._grid import find_grid
+from timm_miil.heads._groups import PartNumber, Prefixed, prefixed
 from timm_miil.heads.ml_decoder import MLDecoder
 
 __all__ = ['BackboneWithHead', 'attach_head']
 
-Layout = Literal['NCHW', 'NHWC', 'NLC']
 POOLS = ('avg', '')
-PROBE_BATCH = 2
 
 
 class BackboneWithHead(nn.Module):
@@ -38,8 +40,13 @@ class BackboneWithHead(nn.Module):
             `num_classes=0` and `pre_logits=True`; the head always reads unpooled features.
 
     Raises:
-        ValueError: If global_pool is unknown, or the backbone's features are neither a map nor tokens.
-        TypeError: If the backbone lacks `forward_features` or `reset_classifier`.
+        ValueError: If global_pool is unknown, or the backbone's features are neither maps nor tokens.
+        TypeError: If the backbone lacks `forward_features`.
+
+    Attributes:
+        num_features: Channels that the head reads; of several branches, the sum.
+        layout: 'NCHW', 'NHWC', 'NLC' or 'NCL', of the features.
+        num_prefix_tokens: Tokens before the positions, such as a class token; of several branches, in each.
     """
 
     multi_label = True
@@ -58,16 +65,18 @@ class BackboneWithHead(nn.Module):
     ) -> None:
         super().__init__()
         check_choice(global_pool=global_pool, choices=POOLS)
-        for method in ('forward_features', 'reset_classifier'):
-            if not hasattr(backbone, method):
-                raise TypeError(
-                    f'backbone must be a timm image model, got {type(backbone).__name__} without {method}(); '
-                    f'create it with timm.create_model.')
-        backbone.reset_classifier(0)
-        self.num_features, self.layout = _adapt_to_features(backbone)
+        if not hasattr(backbone, 'forward_features'):
+            raise TypeError(
+                f'backbone must be a timm image model, got {type(backbone).__name__} without forward_features(); '
+                f'create it with timm.create_model.')
+        if hasattr(backbone, 'reset_classifier'):  # encoders of language models have no classifier
+            backbone.reset_classifier(0)
+        kind = adapt_to_features(backbone)
+        self.num_features = sum(kind.widths)
+        self.layout: str = kind.layout
+        self.num_prefix_tokens = kind.num_prefix_tokens
         self.backbone = backbone
         self.feature_info = getattr(backbone, 'feature_info', [])
-        self.num_prefix_tokens: int = getattr(backbone, 'num_prefix_tokens', 0)
         self.head_hidden_size = self.num_features
         self.in_chans: int = getattr(backbone, 'in_chans', 3)
         self.global_pool = global_pool
@@ -117,11 +126,11 @@ class BackboneWithHead(nn.Module):
         A backbone that knows no groups gets one for each of its parts, in their order.
         """
         if not hasattr(self.backbone, 'group_matcher'):
-            return _Prefixed(_PartNumber(self.backbone))
+            return Prefixed(PartNumber(self.backbone))
         matcher = self.backbone.group_matcher(coarse=coarse)
         if callable(matcher):
-            return _Prefixed(matcher)
-        return {name: _prefixed(pattern) for name, pattern in matcher.items()}
+            return Prefixed(matcher)
+        return {name: prefixed(pattern) for name, pattern in matcher.items()}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -165,11 +174,41 @@ class BackboneWithHead(nn.Module):
         taken: list[int] = self.backbone.prune_intermediate_layers(indices, prune_norm, False)
         return taken
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Unpooled features of images (B, in_chans, H, W), in the backbone's own layout."""
-        return self.backbone.forward_features(x)
+    def forward_features(self, x: Tensor | dict[str, Tensor]) -> Features:
+        """Unpooled features, in the backbone's own layout.
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        Args:
+            x: Images (B, in_chans, H, W). A NaFlex backbone takes its loader's batches too: 'patches', 'patch_coord'
+                and 'patch_valid'.
+
+        Returns:
+            A map or tokens; a list of them, if the backbone has several branches; for patches, a dict of the tokens
+            as 'patches' and of 'patch_valid' (B, N without prefix tokens), false for padding.
+
+        Raises:
+            TypeError: If the backbone takes no patches.
+            ValueError: If the backbone merges patches, so that padding cannot be told from them.
+        """
+        if isinstance(x, Tensor):
+            return self.backbone.forward_features(x)
+        return self._forward_patches(x)
+
+    @torch.jit.unused
+    def _forward_patches(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        kind = type(self.backbone).__name__
+        if 'patch_coord' not in inspect.signature(self.backbone.forward_features).parameters:
+            raise TypeError(f'x must be images (B, {self.in_chans}, H, W), got a dict; {kind} takes no patches.')
+        valid = x['patch_valid']
+        features = self.backbone.forward_features(x['patches'], patch_coord=x['patch_coord'], patch_valid=valid)
+        if not isinstance(features, Tensor):  # patch dropout may have left fewer
+            features, valid = features['patches'], features['patch_valid']
+        if features.shape[1] != self.num_prefix_tokens + valid.shape[1]:
+            raise ValueError(
+                f'the features of patches must be one token each, got {features.shape[1]} tokens from '
+                f'{valid.shape[1]} patches; {kind} merges them, so give images.')
+        return {'patches': features, 'patch_valid': valid}
+
+    def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) of unpooled features.
 
         Args:
@@ -178,12 +217,71 @@ class BackboneWithHead(nn.Module):
         """
         if pre_logits or self.num_classes == 0:
             return self._pool(x)
+        return self._classify(x)
+
+    def _classify(self, x: Features) -> Tensor:
+        if isinstance(x, Tensor):
+            return self.head(self.head_input(x))
+        return self._classify_parts(x)
+
+    @torch.jit.unused
+    def _classify_parts(self, x: list[Tensor] | dict[str, Tensor]) -> Tensor:
+        tokens = self.head_input(x)
+        if not isinstance(x, dict):
+            return self.head(tokens)
+        # A head knows no padding, so images of as many valid patches go through it together.
+        valid = _with_prefix(x['patch_valid'], self.num_prefix_tokens)
+        lengths, logits, order = valid.sum(1), [], []
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().squeeze(1)
+            logits.append(self.head(tokens[rows][valid[rows]].unflatten(0, (-1, length))))
+            order.append(rows)
+        return torch.cat(logits)[torch.cat(order).argsort()]
+
+    def head_input(self, features: Features) -> Tensor:
+        """What the head reads of features.
+
+        Args:
+            features: What `forward_features` gave.
+
+        Returns:
+            A map (B, num_features, H, W), or tokens (B, N, num_features), with prefix tokens and any padding.
+        """
+        if isinstance(features, Tensor):
+            return features if self.layout in ('NCHW', 'NLC') else as_tokens(features, self.layout)
+        return self._join(features)
+
+    @torch.jit.unused
+    def _join(self, features: list[Tensor] | dict[str, Tensor]) -> Tensor:
+        if isinstance(features, dict):
+            return features['patches']
+        return join_branches([as_tokens(branch, self.layout) for branch in features])
+
+    def _pool(self, x: Features) -> Tensor:
+        if self.global_pool == '':
+            return x if isinstance(x, Tensor) else self._join(x)
+        if isinstance(x, Tensor):
+            return self._mean(x)
+        return self._pool_parts(x)
+
+    @torch.jit.unused
+    def _pool_parts(self, x: list[Tensor] | dict[str, Tensor]) -> Tensor:
+        if not isinstance(x, dict):
+            return torch.cat([self._mean(branch) for branch in x], dim=1)
+        valid = x['patch_valid'].unsqueeze(2)
+        return torch.where(valid, x['patches'][:, self.num_prefix_tokens:], 0).sum(1) / valid.sum(1).clamp(min=1)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        if self.layout == 'NCHW':
+            return x.mean((2, 3))
         if self.layout == 'NHWC':
-            x = x.flatten(1, 2)
-        return self.head(x)
+            return x.mean((1, 2))
+        if self.layout == 'NCL':
+            return x.mean(2)
+        return x[:, self.num_prefix_tokens:].mean(1)
 
     @torch.jit.ignore
-    def token_grid(self, features: Tensor, image_size: tuple[int, int]) -> tuple[int, int]:
+    def token_grid(self, features: Features, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the positions that features have behind the prefix tokens, which come row by row.
 
         Args:
@@ -195,14 +293,19 @@ class BackboneWithHead(nn.Module):
 
         Raises:
             TypeError: If image_size is not of ints.
-            ValueError: If they are below 1, or explain no grid of as many tokens.
+            ValueError: If they are below 1, or explain no grid of as many tokens; for features of several branches,
+                which have a grid each, and of patches, where each image has its own.
         """
         height, width = image_size
         check_positive(height=height, width=width)
-        if self.layout != 'NLC':
+        if not isinstance(features, Tensor):
+            raise ValueError(
+                f'features must be a tensor, got a {type(features).__name__}: those of several branches, or of patches '
+                f'with padding, are on more than one grid.')
+        if features.ndim == 4:
             rows, columns = features.shape[2:] if self.layout == 'NCHW' else features.shape[1:3]
             return rows, columns
-        positions = features.shape[1] - self.num_prefix_tokens
+        positions = as_tokens(features, self.layout).shape[1] - self.num_prefix_tokens
         grid_of = getattr(getattr(self.backbone, 'patch_embed', None), 'dynamic_feat_size', None)
         if grid_of is not None:  # it knows patches that are not square
             rows, columns = grid_of((height, width))
@@ -216,17 +319,8 @@ class BackboneWithHead(nn.Module):
                 f'{self.num_prefix_tokens} of them prefix tokens).')
         return grid
 
-    def _pool(self, x: Tensor) -> Tensor:
-        if self.global_pool == '':
-            return x
-        if self.layout == 'NCHW':
-            return x.mean((2, 3))
-        if self.layout == 'NHWC':
-            return x.mean((1, 2))
-        return x[:, self.num_prefix_tokens:].mean(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images (B, in_chans, H, W); returns logits (B, num_classes)."""
+    def forward(self, x: Tensor | dict[str, Tensor]) -> Tensor:
+        """Classify images (B, in_chans, H, W), or a NaFlex batch; returns logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
 
@@ -250,7 +344,7 @@ def attach_head(
         The new model.
 
     Raises:
-        ValueError: If the model's features are neither a map nor tokens.
+        ValueError: If the model's features are neither maps nor tokens.
         TypeError: If it is not a timm image model.
 
     Example:
@@ -270,74 +364,6 @@ def attach_head(
     return attached
 
 
-def _adapt_to_features(backbone: Any) -> tuple[int, Layout]:
-    """Take out what `forward_features` does not use; returns channels and layout of what it gives."""
-    input_size = get_model_input_config(backbone)['input_size']
-    with torch.inference_mode(False), torch.enable_grad():
-        twin = _without_storage(backbone)
-        like = next(twin.parameters())
-        features = twin.forward_features(torch.empty(PROBE_BATCH, *input_size, device='meta', dtype=like.dtype))
-        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(
-                f'forward_features of {type(backbone).__name__} must give a map (B, D, H, W), (B, H, W, D) or tokens '
-                f'(B, N, D), got {got}; this backbone cannot carry a head on its features.')
-        params = dict(twin.named_parameters())
-        grads = torch.autograd.grad(features.sum(), list(params.values()), allow_unused=True)
-    unused = {name for name, grad in zip(params, grads) if grad is None}
-    removed: tuple[str, ...] = ()
-    for name, module in list(backbone.named_modules()):
-        owns = next(module.parameters(recurse=False), None) is not None  # containers stay: timm resets heads by them
-        if owns and name and not name.startswith(removed) and {
-                f'{name}.{key}' for key, _ in module.named_parameters()} <= unused:
-            backbone.set_submodule(name, nn.Identity())
-            removed += (f'{name}.',)
-    layout: Layout = 'NLC' if features.ndim == 3 else getattr(backbone, 'output_fmt', 'NCHW')
-    check_choice(output_fmt=layout, choices=('NCHW', 'NHWC', 'NLC'))
-    return features.shape[1 if layout == 'NCHW' else -1], layout
-
-
-def _without_storage(module: nn.Module) -> Any:
-    """A copy on the meta device, in evaluation mode, with every parameter ready for a gradient."""
-    known: dict[int, Any] = {}
-    for parameter in module.parameters():
-        known[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device='meta'), requires_grad=parameter.is_floating_point())
-    for buffer in module.buffers():
-        known[id(buffer)] = torch.empty_like(buffer, device='meta')
-    return copy.deepcopy(module, known).eval()
-
-
-class _PartNumber:
-    """Groups of a backbone that names none: its parts of the first two levels, numbered as they stand."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        parts = dict.fromkeys(self._part(name) for name, _ in backbone.named_parameters())
-        self.number = {part: number for number, part in enumerate(parts)}
-
-    def __call__(self, name: str) -> float:
-        return self.number[self._part(name)]
-
-    @staticmethod
-    def _part(name: str) -> str:
-        return '.'.join(name.split('.')[:2])
-
-
-class _Prefixed:
-    """A group function of the backbone, for names with our prefix; the head comes last."""
-
-    def __init__(self, matcher: Callable[[str], Any]) -> None:
-        self.matcher = matcher
-
-    def __call__(self, name: str) -> Any:
-        return self.matcher(name.removeprefix('backbone.')) if name.startswith('backbone.') else math.inf
-
-
-def _prefixed(pattern: Any) -> Any:
-    """timm's group patterns, moved below `backbone.`; they nest in lists and tuples beside plain values."""
-    if isinstance(pattern, str):
-        unanchored = re.sub(r'(?<!\[)\^', '', pattern)  # a caret that opens a character class stays
-        return rf'^backbone\.(?:{unanchored})'
-    if isinstance(pattern, (list, tuple)):
-        return type(pattern)(_prefixed(part) for part in pattern)
-    return pattern
+def _with_prefix(patch_valid: Tensor, num_prefix_tokens: int) -> Tensor:
+    """Which tokens are valid: the prefix tokens always are."""
+    return torch.cat([patch_valid.new_ones(len(patch_valid), num_prefix_tokens), patch_valid], dim=1)
