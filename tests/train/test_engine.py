@@ -17,6 +17,8 @@ from timm_miil.train import evaluate, load_recipe, read_splits, train
 from timm_miil.train.build import (
     EpochLoader, build_eval_loader, build_model, build_optimizer, build_scheduler, build_train_loader)
 
+NAMES = [f'thing {number}' for number in range(20)]
+
 
 @pytest.fixture(scope='module')
 def trained(tiny_scenes):
@@ -159,7 +161,7 @@ def test_the_learning_rate_warms_up_and_falls(tiny_recipe):
 
 
 def test_biases_and_norms_are_not_decayed(tiny_recipe):
-    model = build_model(tiny_recipe, 20)
+    model = build_model(tiny_recipe, NAMES)
     optimizer = build_optimizer(tiny_recipe, model)
     decayed = {id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']}
     for parameter in model.parameters():
@@ -168,7 +170,7 @@ def test_biases_and_norms_are_not_decayed(tiny_recipe):
 
 def test_training_pictures_are_shuffled_and_augmented_anew_every_epoch(tiny_scenes, tiny_recipe):
     with seeded(0):
-        model = build_model(tiny_recipe, 20)
+        model = build_model(tiny_recipe, NAMES)
     loader = build_train_loader(tiny_recipe, read_splits(tiny_scenes).train, model)
     epochs = []
     for epoch in (0, 1, 0):

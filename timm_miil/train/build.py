@@ -1,5 +1,5 @@
 """From a recipe and a data set to the parts of a training run."""
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Sampler
 
+from timm_miil._checks import nearest
 from timm_miil.data import MultiLabelDataset, MultiLabelRecords, mix_seed, read_coco
 from timm_miil.losses import AsymmetricLoss
-from timm_miil.tasks import MultiLabelTask
+from timm_miil.tasks import MultiLabelTask, ZeroShotTask
 from timm_miil.train.recipe import Recipe
 
 __all__ = [
     'EpochLoader', 'Splits', 'build_eval_loader', 'build_model', 'build_optimizer', 'build_scheduler', 'build_task',
-    'build_train_loader', 'read_splits',
+    'build_train_loader', 'hold_out', 'read_splits', 'with_labels',
 ]
 
 Batches = DataLoader[tuple[Tensor, Tensor]]
@@ -36,7 +37,7 @@ class Splits:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The labels, equal in all three."""
+        """The labels to learn, equal in `train` and `val`; after `hold_out` those of `test` are more."""
         return self.train.label_names
 
 
@@ -59,10 +60,50 @@ def read_splits(data_dir: str | Path) -> Splits:
     return Splits(**splits)
 
 
-def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The network with fresh weights, drawn from torch's global generator."""
-    model: nn.Module = create_model(
-        recipe.model.name, pretrained=False, num_classes=num_classes, **recipe.model.args)
+def hold_out(splits: Splits, unseen_labels: Sequence[str]) -> Splits:
+    """Splits for zero-shot recognition: nothing is learnt from a picture that shows an unseen label.
+
+    Args:
+        splits: Pictures of all labels.
+        unseen_labels: Labels to hold out.
+
+    Returns:
+        Training and validation without the pictures that show an unseen label, and without the columns of those labels.
+        The test keeps all pictures and all labels.
+
+    Raises:
+        ValueError: If a label is unknown or given twice, or no label, training or validation picture is left.
+    """
+    for label in unseen_labels:
+        if label not in splits.label_names or unseen_labels.count(label) > 1:
+            raise ValueError(
+                f'unseen_labels must be distinct labels of the data, got {label!r}; '
+                f'{nearest(label, splits.label_names)}')
+    kept = {}
+    for split, records in {'train': splits.train, 'val': splits.val}.items():
+        shows = with_labels(records, unseen_labels).targets.any(1).tolist()
+        rows = [row for row, is_shown in enumerate(shows) if not is_shown]
+        kept[split] = with_labels(
+            MultiLabelRecords(
+                tuple(records.image_paths[row] for row in rows), records.targets[rows], records.label_names),
+            [label for label in records.label_names if label not in unseen_labels])
+        if 0 in kept[split].targets.shape:
+            raise ValueError(
+                f'unseen_labels must leave pictures and labels, got {len(unseen_labels)} of {len(records.label_names)} '
+                f'labels, which leave {len(rows)} pictures in {split}; hold out fewer labels.')
+    return Splits(**kept, test=splits.test)
+
+
+def with_labels(records: MultiLabelRecords, labels: Sequence[str]) -> MultiLabelRecords:
+    """All pictures, with the columns of these labels of theirs."""
+    columns = [records.label_names.index(label) for label in labels]
+    return MultiLabelRecords(records.image_paths, records.targets[:, columns], tuple(labels))
+
+
+def build_model(recipe: Recipe, label_names: Sequence[str]) -> nn.Module:
+    """The network with fresh weights, drawn from torch's global generator; a zero-shot one is told the names."""
+    classes = {'labels': list(label_names)} if recipe.task == 'zero_shot' else {'num_classes': len(label_names)}
+    model: nn.Module = create_model(recipe.model.name, pretrained=False, **classes, **recipe.model.args)
     return model
 
 
@@ -70,7 +111,8 @@ def build_task(recipe: Recipe, model: nn.Module, device: torch.device) -> MultiL
     """The model with its loss; with averaged weights if the recipe asks for them."""
     criterion = AsymmetricLoss(
         gamma_neg=recipe.loss.gamma_neg, gamma_pos=recipe.loss.gamma_pos, clip=recipe.loss.clip)
-    task = MultiLabelTask(model, criterion, device=device)
+    task_class = ZeroShotTask if recipe.task == 'zero_shot' else MultiLabelTask
+    task = task_class(model, criterion, device=device)
     if recipe.ema_decay:
         task.setup_ema(decay=recipe.ema_decay, use_warmup=True)
     return task

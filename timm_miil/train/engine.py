@@ -3,9 +3,10 @@ import copy
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
@@ -16,8 +17,8 @@ from timm_miil._errors import TrainingError
 from timm_miil.data import MultiLabelRecords, seeded
 from timm_miil.tasks import MultiLabelTask
 from timm_miil.train.build import (
-    Batches, EpochLoader, build_eval_loader, build_model, build_optimizer, build_scheduler, build_task,
-    build_train_loader, read_splits)
+    Batches, EpochLoader, Splits, build_eval_loader, build_model, build_optimizer, build_scheduler, build_task,
+    build_train_loader, hold_out, read_splits, with_labels)
 from timm_miil.train.recipe import Recipe
 
 __all__ = ['EpochRecord', 'TrainResult', 'evaluate', 'train']
@@ -45,16 +46,19 @@ class TrainResult:
 
     Args:
         model: The network with the weights of the best epoch, in evaluation mode, on the run's device.
-        label_names: Names of its classes.
+        label_names: Names of its classes; without those that were held out.
         epochs: All epochs in order.
         best_epoch: The first with the highest validation mAP, counted from 1.
-        test_map: Its mean average precision on the test pictures, percent.
+        test_map: Its mean average precision on the test pictures, percent, over `label_names`.
+        unseen_map: The same over the labels that were held out, of which it knew nothing but their names; None for a
+            network that cannot say.
     """
     model: nn.Module
     label_names: tuple[str, ...]
     epochs: tuple[EpochRecord, ...]
     best_epoch: int
     test_map: float
+    unseen_map: float | None = None
 
     @property
     def val_map(self) -> float:
@@ -65,7 +69,7 @@ class TrainResult:
         """The numbers, without the model."""
         return json.dumps({
             'best_epoch': self.best_epoch, 'val_map': self.val_map, 'test_map': self.test_map,
-            'epochs': [dataclasses.asdict(record) for record in self.epochs]})
+            'unseen_map': self.unseen_map, 'epochs': [dataclasses.asdict(record) for record in self.epochs]})
 
 
 def train(
@@ -95,13 +99,16 @@ def train(
     Raises:
         FileNotFoundError: If a data file is missing.
         TrainingError: If the loss is not finite.
-        ValueError: If a data file is wrong, or there are fewer training pictures than one batch takes.
+        ValueError: If a data file is wrong, the recipe's unseen labels do not fit the data (see `hold_out`), or there are
+            fewer training pictures than one batch takes.
     """
     device = torch.get_default_device() if device is None else torch.device(device)
     splits = read_splits(data_dir)
+    if recipe.unseen_labels:
+        splits = hold_out(splits, recipe.unseen_labels)
     with seeded(recipe.seed):
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        model = build_model(recipe, len(splits.label_names)).to(device).to(memory_format=layout)
+        model = build_model(recipe, splits.label_names).to(device).to(memory_format=layout)
         loader = build_train_loader(recipe, splits.train, model)
         val_loader = build_eval_loader(splits.val, model, batch_size=recipe.batch_size, workers=recipe.workers)
         task = build_task(recipe, model, device)
@@ -121,8 +128,8 @@ def train(
         model.load_state_dict(best_weights)
         model.eval().to(memory_format=torch.contiguous_format)
         best_epoch = next(record.epoch for record in records if record.val_map == best_map)
-        test_map = evaluate(model, splits.test, batch_size=recipe.batch_size, workers=recipe.workers)['map']
-    return TrainResult(model, splits.label_names, tuple(records), best_epoch, test_map)
+        test_map, unseen_map = _test(recipe, model, splits)
+    return TrainResult(model, splits.label_names, tuple(records), best_epoch, test_map, unseen_map)
 
 
 def evaluate(
@@ -144,6 +151,21 @@ def evaluate(
         ValueError: If the model has another number of outputs than there are labels.
     """
     return _evaluate(model, build_eval_loader(records, model, batch_size=batch_size, workers=workers))
+
+
+def _test(recipe: Recipe, model: Any, splits: Splits) -> tuple[float, float | None]:
+    """mAP on the test pictures over the labels that were learnt and, of a zero-shot network, over the unseen ones."""
+    def test_map(labels: Sequence[str]) -> float:
+        records = with_labels(splits.test, labels)
+        return evaluate(model, records, batch_size=recipe.batch_size, workers=recipe.workers)['map']
+
+    seen_map = test_map(splits.label_names)
+    if recipe.task != 'zero_shot' or not recipe.unseen_labels:
+        return seen_map, None
+    model.set_labels(recipe.unseen_labels)
+    unseen_map = test_map(recipe.unseen_labels)
+    model.set_labels(splits.label_names)
+    return seen_map, unseen_map
 
 
 @torch.no_grad()

@@ -21,6 +21,8 @@ __all__ = [
 ]
 
 SCHEDULES = ('cosine', 'constant')
+TASKS = ('multi_label', 'zero_shot')
+DECIDED = frozenset({'labels', 'num_classes', 'pretrained'})   # by training
 
 check_from_zero = partial(check_range, low=0.0, high=math.inf)
 check_unit = partial(check_range, low=0.0, high=1.0, closed=True)
@@ -32,13 +34,13 @@ class ModelSettings:
 
     Args:
         name: Architecture, such as 'mldecoder_scenes'; trained from its initialisation.
-        args: Keyword arguments of `timm.create_model`; the number of classes comes from the data.
+        args: Keyword arguments of `timm.create_model`; number and names of the classes come from the data.
     """
     name: str
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        reserved = {'num_classes', 'pretrained'} & self.args.keys()
+        reserved = DECIDED & self.args.keys()
         if reserved:
             raise ValueError(f'args must not hold {", ".join(sorted(reserved))}: training decides it.')
 
@@ -138,6 +140,8 @@ class Recipe:
         optimizer: The optimizer.
         schedule: The learning rate's course.
         augment: What happens to training pictures.
+        task: 'multi_label', or 'zero_shot' for a network whose classes are queries made of the labels' names.
+        unseen_labels: Labels to hold out, see `hold_out`; none by default.
 
     Raises:
         RecipeError: If a value is out of range.
@@ -154,8 +158,11 @@ class Recipe:
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     augment: AugmentSettings
+    task: str = 'multi_label'
+    unseen_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_choice(task=self.task, choices=TASKS)
         check_positive(epochs=self.epochs, batch_size=self.batch_size)
         check_range(seed=self.seed, low=0, high=2 ** 32)
         check_range(ema_decay=self.ema_decay, low=0.0, high=1.0)
@@ -244,7 +251,7 @@ def _read(kind: type[_Settings], table: Mapping[str, Any], source: str, prefix: 
     for name, field in fields.items():
         if name in table:
             values[name] = _convert(hints[name], table[name], source, prefix + name)
-        elif field.default_factory is dataclasses.MISSING:
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise RecipeError(f'{source}: {prefix + name!r} is missing.')
     try:
         return kind(**values)
@@ -257,9 +264,11 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
         return _read(cast(Any, hint), value, source, f'{key}.')
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
+        if isinstance(value, list | tuple) and kinds[-1] is ...:
+            return tuple(_convert(kinds[0], item, source, key) for item in value)
         if isinstance(value, list | tuple) and len(value) == len(kinds):
             return tuple(_convert(kind, item, source, key) for kind, item in zip(kinds, value))
-        wanted = f'a list of {len(kinds)} numbers'
+        wanted = 'a list of texts' if kinds[-1] is ... else f'a list of {len(kinds)} numbers'
     elif hint is float and type(value) in (int, float):
         return float(value)
     elif hint in (bool, int, str) and type(value) is hint:
