@@ -17,6 +17,7 @@ from timm_miil import catalog
 from timm_miil._checks import check_choice, shown
 from timm_miil._timm import update_model_args
 from timm_miil.heads import ZeroShotMLDecoder
+from timm_miil.heads._features import Features
 from timm_miil.heads.attach import POOLS
 from timm_miil.heads.text import embed_characters
 from timm_miil.models._headed import HeadedClassifier, backbone_facts, create_headed, fit_stems, with_backbone_facts
@@ -167,7 +168,7 @@ class ZeroShotClassifier(HeadedClassifier):
             check_choice(global_pool=global_pool, choices=POOLS)
             self.global_pool = global_pool
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) of unpooled features.
 
         Args:
@@ -179,9 +180,7 @@ class ZeroShotClassifier(HeadedClassifier):
         """
         if pre_logits or not self.has_head:
             return self._pool(x)
-        if self.layout == 'NHWC':
-            x = x.flatten(1, 2)
-        return self.head(x)
+        return self._classify(x)
 
     def _note_labels(self) -> None:
         """Keep timm's records of the model in step with the label set."""
