@@ -11,6 +11,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from typing import cast
 
 import timm
 import torch
@@ -19,6 +20,7 @@ from timm.models import get_model_input_config, list_models, list_modules, model
 from torch import Tensor, nn
 
 from timm_miil.heads import BackboneWithHead, attach_head
+from timm_miil.heads.attach import Features
 
 BATCH, NUM_CLASSES = 2, 20
 
@@ -28,8 +30,8 @@ def attached(name: str) -> BackboneWithHead:
 
 
 def generic(name: str) -> BackboneWithHead:
-    model: BackboneWithHead = timm.create_model('mldecoder', backbone=name, num_classes=NUM_CLASSES, device='meta')
-    return model.eval()
+    model = timm.create_model('mldecoder', backbone=name, num_classes=NUM_CLASSES, device='meta').eval()
+    return cast(BackboneWithHead, model)
 
 
 ENTRIES: dict[str, Callable[[str], BackboneWithHead]] = {'attach_head': attached, 'mldecoder': generic}
@@ -40,9 +42,10 @@ def image_size(model: nn.Module) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def step(model: BackboneWithHead) -> Tensor:
-    """Images through the network and back."""
-    logits = model(torch.empty(BATCH, *image_size(model.backbone), device='meta'))
+def step(model: BackboneWithHead) -> Features:
+    """Images through the network and back; returns the features."""
+    features = model.forward_features(torch.empty(BATCH, *image_size(model.backbone), device='meta'))
+    logits = model.forward_head(features)
     if logits.shape != (BATCH, NUM_CLASSES):
         raise RuntimeError(f'logits have shape {tuple(logits.shape)}')
     params = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -50,33 +53,29 @@ def step(model: BackboneWithHead) -> Tensor:
     without = [name for name, grad in zip(params, grads) if grad is None]
     if without:
         raise RuntimeError(f'{len(without)} parameters have no gradient: {", ".join(without[:3])}')
-    return logits
+    return features
 
 
-def facts(model: BackboneWithHead) -> dict[str, object]:
+def facts(model: BackboneWithHead, features: Features) -> dict[str, object]:
     """What the features are; several branches are joined by +."""
     size = image_size(model.backbone)
-    with torch.no_grad():
-        features = model.eval().forward_features(torch.empty(BATCH, *size, device='meta'))
-    branches = [features] if isinstance(features, Tensor) else list(features)
+    branches = [features] if isinstance(features, Tensor) else cast(list[Tensor], features)
     channels_dim = 1 if model.layout in ('NCHW', 'NCL') else -1
     channels = [branch.shape[channels_dim] for branch in branches]
     positions = [math.prod(branch.shape[1:]) // width for branch, width in zip(branches, channels)]
-    found: dict[str, object] = {
+    try:
+        grid = 'x'.join(map(str, model.token_grid(features, size[1:])))
+    except ValueError:
+        grid = 'several' if len(branches) > 1 else 'none'
+    return {
         'input_size': 'x'.join(map(str, size)),
         'layout': model.layout,
         'channels': '+'.join(map(str, channels)),
         'num_features': getattr(model.backbone, 'num_features', ''),  # as timm states it
         'prefix_tokens': model.num_prefix_tokens,
         'positions': '+'.join(str(count - model.num_prefix_tokens) for count in positions),
-        'grid': '',
+        'grid': grid,
     }
-    if isinstance(features, Tensor):
-        try:
-            found['grid'] = 'x'.join(map(str, model.token_grid(features, size[1:])))
-        except ValueError:
-            found['grid'] = 'none'
-    return found
 
 
 def ask(name: str, module: str) -> dict[str, object]:
@@ -84,8 +83,7 @@ def ask(name: str, module: str) -> dict[str, object]:
     for entry, build in ENTRIES.items():
         try:
             model = build(name)
-            step(model)
-            row |= facts(model)
+            row |= facts(model, step(model))
         except Exception as error:  # whatever it is, it is the answer
             row |= {entry: 'no', 'why_not': f'{type(error).__name__}: {error}'.replace('\n', ' ')}
     return row
