@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_miil._checks import check_multiple, check_positive, check_range
+from timm_miil.heads._prepared import is_plain
 
 __all__ = ['DROP_RATE', 'EMBED_DIM', 'FEEDFORWARD_DIM', 'NUM_HEADS', 'CrossAttention', 'QueryDecoder']
 
@@ -38,27 +39,34 @@ class CrossAttention(nn.Module):
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         """Attend from query (B or 1, G, D) to memory (B, N, D); returns (B, G, D)."""
-        batch, _, dim = memory.shape
-        query = F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
+        dim = memory.shape[2]
+        query = self._split(F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim]))
         key, value = F.linear(memory, self.in_proj_weight[dim:], self.in_proj_bias[dim:]).chunk(2, dim=-1)
-        head_dim = dim // self.num_heads
-        query = query.expand(batch, -1, -1).unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
-        key = key.unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
-        value = value.unflatten(-1, (self.num_heads, head_dim)).transpose(1, 2)
-        x = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.drop_rate if self.training else 0.0)
+        key, value = self._split(key), self._split(value)
+        drop_rate = self.drop_rate if self.training else 0.0
+        if drop_rate > 0 and draws_noise_itself(memory):  # where torch has no fused attention with dropout
+            x = dropout(_attend(query, key), drop_rate, True).to(value.dtype) @ value
+        else:
+            query = query.expand(memory.shape[0], -1, -1, -1)
+            x = F.scaled_dot_product_attention(query, key, value, dropout_p=drop_rate)
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, memory: Tensor) -> Tensor:
         """How query (B or 1, G, D) attends to memory (B, N, D), no dropout; (B, heads, G, N), float32 or wider."""
-        dim = memory.shape[-1]
-        # The bias of the keys adds the same to every score of a query, which the softmax does not see.
+        dim = memory.shape[2]
         query = F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
+        # The bias of the keys adds the same to every score of a query, which the softmax does not see.
         key = F.linear(memory, self.in_proj_weight[dim:2 * dim])
-        query, key = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key))
-        scores = query @ key.transpose(2, 3)
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        return (scores.to(wide) * query.shape[-1] ** -0.5).softmax(-1)
+        return _attend(self._split(query), self._split(key))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, heads, L, D / heads), a view."""
+        return x.unflatten(-1, (self.num_heads, x.shape[2] // self.num_heads)).transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor) -> Tensor:
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
 
 
 class QueryDecoder(nn.Module):
@@ -129,4 +137,21 @@ class QueryDecoder(nn.Module):
         return self.attn.weights(self.norm1(2 * query).unsqueeze(0), memory)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.drop_rate, self.training)
+        return dropout(x, self.drop_rate, self.training)
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """`F.dropout`; in eager mode on the processor it takes half the time."""
+    if not training or rate == 0 or not draws_noise_itself(x):
+        return F.dropout(x, rate, training)
+    # bernoulli_ takes twice as long as drawing uniform numbers and comparing them. In half precision they would tie.
+    noise = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)).uniform_()
+    return x * noise.ge_(rate).mul_(1 / (1 - rate)).to(x.dtype)
+
+
+def draws_noise_itself(x: Tensor) -> bool:
+    """Whether `dropout` does not leave x to torch, which has a fused kernel elsewhere and a compiler its own."""
+    if torch.jit.is_scripting():                    # type: ignore[attr-defined]
+        return False
+    else:  # TorchScript does not compile what stands here
+        return x.is_cpu and is_plain(x)

@@ -5,8 +5,9 @@ Alibaba-MIIL/ML_Decoder. Deviations: the group size is a true ceiling (the origi
 is wrong when K mod G is small against G); the queries are a buffer, as they are never trained; keys are spelled
 out (`convert_original_state_dict` reads the original's).
 """
+import functools
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from timm_miil._checks import check_positive, check_range, nearest, shown
 from timm_miil._errors import CheckpointError
 from timm_miil.heads._decoder import (
     DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, CrossAttention, QueryDecoder)
+from timm_miil.heads._prepared import Evaluation, Memo, is_plain
 
 __all__ = [
     'DROP_RATE', 'EMBED_DIM', 'FEEDFORWARD_DIM', 'NUM_HEADS', 'CrossAttention', 'GroupLinear', 'MLDecoder',
@@ -34,11 +36,17 @@ def flatten_features(features: Tensor, in_features: int) -> Tensor:
         in_features: Expected D.
 
     Returns:
-        Tokens (B, N, D); a view of the input.
+        Tokens (B, N, D), contiguous; tokens and maps in channels_last are not copied.
 
     Raises:
         ValueError: If the rank is neither 3 nor 4, D differs from in_features, or there is no position.
     """
+    # Products in half precision of a transposed view fall off every fast path.
+    return view_tokens(features, in_features).contiguous()
+
+
+def view_tokens(features: Tensor, in_features: int) -> Tensor:
+    """As `flatten_features`, yet always a view."""
     if features.ndim == 4:
         features = features.flatten(2).transpose(1, 2)
     elif features.ndim != 3:
@@ -74,7 +82,7 @@ class GroupLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map decoded queries (B, G, D) to logits (B, K)."""
-        logits = torch.einsum('bgd,gdf->bgf', x, self.weight)
+        logits = torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1)
         return logits.flatten(1)[:, :self.num_classes] + self.bias
 
 
@@ -130,6 +138,7 @@ class MLDecoder(nn.Module):
         self.num_classes = num_classes
         self.max_groups = num_groups
         self.fc_drop_rate = fc_drop_rate
+        self._memo: Memo[Evaluation] = Memo()
         self.decoder = QueryDecoder(
             embed_dim, num_heads, feedforward_dim, drop_rate, shared_query_dropout, device=device, dtype=dtype)
         self.embed = nn.Linear(in_features, embed_dim, device=device, dtype=dtype)
@@ -146,6 +155,7 @@ class MLDecoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw fresh weights and queries, as after `to_empty`."""
+        self._memo.clear()
         nn.init.normal_(self.query_embed)
         for module in (self.embed, self.decoder, self.group_fc):
             module.reset_parameters()
@@ -161,6 +171,7 @@ class MLDecoder(nn.Module):
             ValueError: If num_classes is below 1.
         """
         check_positive(num_classes=num_classes)
+        self._memo.clear()
         self.num_classes = num_classes
         groups, embed_dim = min(self.max_groups, num_classes), self.embed.out_features
         if groups != self.num_groups:
@@ -180,6 +191,10 @@ class MLDecoder(nn.Module):
         Raises:
             ValueError: If the shape is neither of these.
         """
+        if not torch.jit.is_scripting():            # type: ignore[attr-defined]
+            evaluation = self._evaluation(features)
+            if evaluation is not None:
+                return evaluation(view_tokens(features, self.in_features))
         x = self.decoder(self.query_embed, self._memory(features))
         return self.group_fc(F.dropout(x, self.fc_drop_rate, self.training))
 
@@ -214,6 +229,35 @@ class MLDecoder(nn.Module):
         place = {group: i for i, group in enumerate(used)}
         return weights[:, [place[group] for group in groups]]
 
+    @torch.jit.ignore
+    def forget(self) -> None:
+        """Drop what evaluation computed once from the weights; the next batch computes it anew.
+
+        Needed only after weights on an accelerator were written past torch's version counters, as by
+        `parameter.data.copy_(...)`, and the head is neither trained, moved nor loaded before it evaluates again.
+        """
+        self._memo.clear()
+
+    def _evaluation(self, features: Tensor) -> Evaluation | None:
+        """What evaluation computed once, where that holds: see `Memo`."""
+        if self.training or not is_plain(features) or not Evaluation.fits(self):
+            self._memo.clear()
+            return None
+        return self._memo.get(Evaluation.sources(self), functools.partial(Evaluation.of, self))
+
+    def train(self, mode: bool = True) -> 'MLDecoder':
+        """Set training or evaluation mode."""
+        self._memo.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'MLDecoder':
+        self._memo.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._memo.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
 
 def check_classes(classes: Sequence[int] | None, num_classes: int) -> Sequence[int]:
     """The class indices, all of them for None.
@@ -225,11 +269,15 @@ def check_classes(classes: Sequence[int] | None, num_classes: int) -> Sequence[i
     if classes is None:
         return range(num_classes)
     for index in classes:
-        if isinstance(index, bool) or not isinstance(index, numbers.Integral):
+        if not _is_index(index):
             raise TypeError(f'classes must be indices, got {shown(index)} of type {type(index).__name__}.')
         if not 0 <= index < num_classes:
             raise ValueError(f'classes must be in [0, {num_classes}), got {shown(index)}.')
     return classes
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 # Keys of the original repository below the head's prefix (`head.` on TResNet, `fc.` on ResNet) -> ours.

@@ -1,0 +1,191 @@
+"""What ML-Decoder's evaluation computes once for many batches, and how it is known to be out of date.
+
+`Memo` holds a value made of some tensors for as long as none of them changes. `Evaluation` is that value: the queries up
+to their projection, which no image changes, and the weights as the products read them.
+"""
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+if TYPE_CHECKING:
+    from timm_miil.heads.ml_decoder import MLDecoder
+
+__all__ = ['Evaluation', 'Memo', 'is_plain']
+
+SAMPLES = 16  # a tensor
+MANY_POSITIONS = 128
+
+Value = TypeVar('Value', bound=tuple[object, ...])
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is an ordinary tensor in ordinary execution: no compiler, tracer, transform, mode or subclass."""
+    # No public name tells whether torch.func.vmap or grad is at work, or a mode that sees every operation.
+    return type(tensor) in (Tensor, nn.Parameter) and not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()                   # type: ignore[attr-defined]
+        or torch._C._are_functorch_transforms_active()
+        or is_in_torch_dispatch_mode())
+
+
+class Memo(Generic[Value]):
+    """Holds what was computed from some tensors for as long as none of them changes.
+
+    A change is seen by the tensor's identity, memory, layout, dtype and version counter. What is written past the
+    counter (`parameter.data.add_(1)`) is seen in host memory by comparing a sample of every tensor, which finds what
+    changes whole tensors, and elsewhere not at all: call `clear`. Reading and replacing are one step each, so that
+    threads may share it. Copies and pickles are empty.
+    """
+
+    def __init__(self) -> None:
+        self._entry: _Entry[Value] | None = None
+
+    def clear(self) -> None:
+        """Forget the value."""
+        self._entry = None
+
+    def get(self, sources: Sequence[Tensor], build: Callable[[], Value]) -> Value | None:
+        """The value of `build()`, computed when the sources are not those of last time.
+
+        Returns:
+            None where nothing may be remembered: a gradient can flow to a source, a source is no ordinary tensor or has
+            no version counter, or a process group exists, as sharding rewrites weights behind all that is looked at.
+        """
+        if not _may_be_remembered(sources):
+            self.clear()
+            return None
+        stamp = _stamp(sources)
+        entry = self._entry
+        if entry is None or not entry.holds(sources, stamp):
+            # Neither the caller's inference mode nor its autocast may mark what later callers get.
+            with torch.inference_mode(False), torch.no_grad():
+                entry = self._entry = _Entry(sources, stamp, build())
+        return entry.value
+
+    def __deepcopy__(self, memo: dict[int, object]) -> 'Memo[Value]':
+        return type(self)()
+
+    def __reduce__(self) -> tuple[type['Memo[Value]'], tuple[()]]:
+        return type(self), ()
+
+
+class _Entry(Generic[Value]):
+    def __init__(self, sources: Sequence[Tensor], stamp: list[object], value: Value) -> None:
+        self.sources, self.stamp, self.value = tuple(sources), stamp, value
+        self.views = [x.detach().flatten()[::max(1, x.numel() // SAMPLES)] for x in sources if x.is_cpu]
+        self.sample = torch.cat(self.views) if self.views else None
+
+    def holds(self, sources: Sequence[Tensor], stamp: list[object]) -> bool:
+        return (
+            len(sources) == len(self.sources) and all(map(operator.is_, sources, self.sources)) and stamp == self.stamp
+            and (self.sample is None or torch.equal(self.sample, torch.cat(self.views))))
+
+
+def _may_be_remembered(sources: Sequence[Tensor]) -> bool:
+    needs_grad = torch.is_grad_enabled()
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) and all(
+        is_plain(x) and x.is_contiguous() and not x.is_meta and not x.is_inference()
+        and not (needs_grad and x.requires_grad) for x in sources)
+
+
+def _stamp(sources: Sequence[Tensor]) -> list[object]:
+    device = sources[0].device.type
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    return [autocast, *((x.data_ptr(), x._version, x.dtype, x.shape) for x in sources)]
+
+
+class Evaluation(NamedTuple):
+    """Logits of features as `MLDecoder` gives them in evaluation, from tensors that no image changes.
+
+    The bias of the keys adds the same to every score of a query, which the softmax does not see; that of the values
+    comes out of the attention as it is, as the weights sum to 1, and goes into the bias behind.
+    """
+
+    num_heads: int
+    query: Tensor              # (1, G, D), normed
+    projected: Tensor          # (1, heads, G, D / heads)
+    embed: tuple[Tensor, Tensor]
+    memory: Tensor             # (2 D, D), keys and values
+    out: tuple[Tensor, Tensor]
+    norm2: nn.LayerNorm
+    linear1: tuple[Tensor, Tensor]
+    linear2: tuple[Tensor, Tensor]
+    norm3: nn.LayerNorm
+    group: Tensor              # (G, D, F)
+    bias: Tensor               # (K)
+
+    @staticmethod
+    def sources(head: 'MLDecoder') -> list[Tensor]:
+        """What `of` computes with."""
+        decoder = head.decoder
+        linears = head.embed, decoder.attn.out_proj, decoder.linear1, decoder.linear2
+        return [
+            head.query_embed, decoder.norm1.weight, decoder.norm1.bias, decoder.attn.in_proj_weight,
+            decoder.attn.in_proj_bias, head.group_fc.weight, head.group_fc.bias,
+            *(x for linear in linears for x in (linear.weight, linear.bias))]
+
+    @classmethod
+    def fits(cls, head: 'MLDecoder') -> bool:
+        """Whether the parts are those the head was built of: none replaced, as by LoRA, and no hooks on them."""
+        decoder = head.decoder
+        linears = head.embed, decoder.attn.out_proj, decoder.linear1, decoder.linear2
+        norms = decoder.norm1, decoder.norm2, decoder.norm3
+        return (
+            all(type(x) is nn.Linear for x in linears) and all(type(x) is nn.LayerNorm for x in norms)
+            and not any(x._forward_hooks or x._forward_pre_hooks or x._backward_hooks or x._backward_pre_hooks
+                        for x in (*linears, *norms, decoder, decoder.attn, head.group_fc)))
+
+    @classmethod
+    def of(cls, head: 'MLDecoder') -> 'Evaluation':
+        """Prepare for the autocast at hand."""
+        decoder, attn = head.decoder, head.decoder.attn
+        dim = head.embed.out_features
+        device = head.query_embed.device.type
+        low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+        def cast(x: Tensor) -> Tensor:
+            return x.detach() if low is None or x.dtype == torch.float64 else x.detach().to(low)
+
+        with torch.autocast(device, enabled=False):
+            query = decoder.norm1(2 * head.query_embed).unsqueeze(0)
+            weight, bias = attn.in_proj_weight, attn.in_proj_bias
+            projected = F.linear(cast(query), cast(weight[:dim]), cast(bias[:dim]))
+            out = attn.out_proj
+            return cls(
+                num_heads=attn.num_heads,
+                query=query,
+                projected=projected.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2),
+                embed=(cast(head.embed.weight), cast(head.embed.bias)),
+                memory=cast(weight[dim:]),
+                out=(cast(out.weight), cast(out.bias + out.weight @ bias[2 * dim:])),
+                norm2=decoder.norm2,
+                linear1=(cast(decoder.linear1.weight), cast(decoder.linear1.bias)),
+                linear2=(cast(decoder.linear2.weight), cast(decoder.linear2.bias)),
+                norm3=decoder.norm3,
+                group=cast(head.group_fc.weight),
+                bias=head.group_fc.bias.detach(),
+            )
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits (B, K) of tokens (B, N, C), which may be the transposed view of a map."""
+        memory = F.linear(self._embedded(tokens).relu_(), self.memory)
+        key, value = memory.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(self.projected.expand(len(tokens), -1, -1, -1), key, value)
+        x = F.linear(x.transpose(1, 2).flatten(2), *self.out)
+        x = self.norm2(self.query + x)
+        x = self.norm3(x + F.linear(F.linear(x, *self.linear1).relu_(), *self.linear2))
+        return torch.bmm(x.transpose(0, 1), self.group).transpose(0, 1).flatten(1)[:, :len(self.bias)] + self.bias
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        weight, bias = self.embed
+        if weight.dtype != tokens.dtype and torch.is_autocast_enabled(tokens.device.type):
+            tokens = tokens.to(weight.dtype)
+        if not tokens.is_contiguous() and tokens.dtype.itemsize >= 4 and tokens.shape[1] >= MANY_POSITIONS:
+            # The product reads the map in place: a copy of many positions costs more than a product an image.
+            return torch.baddbmm(bias, tokens, weight.t().expand(len(tokens), -1, -1))
+        return F.linear(tokens.contiguous(), weight, bias)
