@@ -18,6 +18,7 @@ NAMES = sorted(name for module in MODULES for name in timm.list_models(module=mo
 SMALL_PX = 64
 FULL_PX_LIMIT = 640
 NUM_CLASSES = 42
+ZERO_SHOT = timm.list_models(module='mldecoder_zero_shot')
 # Tracing the deepest networks takes minutes, and they are built of the same blocks as the others.
 DEEP = ('tresnet_l', 'tresnet_v2_xl', 'tresnet_xl')
 traced = pytest.mark.parametrize(
@@ -29,6 +30,11 @@ def image_size(cfg, limit=SMALL_PX):
     """(C, H, W): the configured size, or a smaller one where the network takes any."""
     size = cfg['input_size']
     return tuple(size) if cfg.get('fixed_input_size') else (size[0], min(size[1], limit), min(size[2], limit))
+
+
+def classes(name, number=NUM_CLASSES):
+    """Arguments for so many classes; zero-shot networks take their names."""
+    return dict(labels=[f'label {i}' for i in range(number)]) if name in ZERO_SHOT else dict(num_classes=number)
 
 
 def meta_images(cfg, batch=2):
@@ -44,7 +50,7 @@ def name(request):
 def shared(name):
     """One network of a name, for tests that do not change it."""
     torch.manual_seed(0)
-    return timm.create_model(name, num_classes=NUM_CLASSES).eval()
+    return timm.create_model(name, **classes(name)).eval()
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +73,7 @@ def logits(shared, images):
 @pytest.fixture(scope='module')
 def on_meta(name):
     """One network of a name at its default size, without storage: shapes at full resolution cost nothing."""
-    return timm.create_model(name, device='meta').eval()
+    return timm.create_model(name, device='meta', **(classes(name) if name in ZERO_SHOT else {})).eval()
 
 
 def train_step(model, images):
@@ -86,6 +92,7 @@ def step(shared, images):
 def test_names_are_ours_alone():
     assert len(NAMES) > 9
     assert {'mldecoder', 'mldecoder_tresnet_m', 'mldecoder_tresnet_l', 'mldecoder_tresnet_xl'} <= set(NAMES)
+    assert {'mldecoder_zero_shot', 'mldecoder_zero_shot_scenes', 'multilabel_classifier'} <= set(NAMES)
     from_timm = {module.name for module in pkgutil.iter_modules(timm.models.__path__)}
     assert not from_timm & set(MODULES)
 
@@ -134,7 +141,9 @@ def test_classifier_can_be_taken_away_and_put_back(name, shared, features):
     assert torch.equal(model.forward_head(features), pooled)
     model.reset_classifier(0, '')
     assert torch.equal(model.forward_head(features), features)
-    model.reset_classifier(7, 'avg')
+    model.reset_classifier(0 if name in ZERO_SHOT else 7, 'avg')
+    if name in ZERO_SHOT:
+        model.set_labels([f'other {i}' for i in range(7)])
     assert model.num_classes == 7
     assert model.forward_head(features).shape == (2, 7)
     assert isinstance(model.get_classifier(), torch.nn.Module)
@@ -174,7 +183,7 @@ def test_every_parameter_has_a_group_and_the_head_is_last(on_meta, coarse):
     assert groups[stem] == 0
     classifier = on_meta.default_cfg['classifier']
     last = max(groups.values())
-    assert groups[f'{classifier}.weight'] == groups[f'{classifier}.bias'] == last
+    assert {groups[key] for key in names if key.startswith(f'{classifier}.')} == {last}
     inner = {groups[key] for key in names if key != stem and not key.startswith('head.')}
     assert len(inner) > 2 and max(inner) <= last
 
@@ -204,13 +213,13 @@ def test_gradient_checkpointing_changes_nothing(shared, images, step):
 
 
 def test_other_input_channels(name):
-    model = timm.create_model(name, in_chans=4, device='meta')
+    model = timm.create_model(name, in_chans=4, device='meta', **classes(name))
     size = image_size(model.default_cfg)[1:]
     assert model(torch.empty(2, 4, *size, device='meta')).shape == (2, model.num_classes)
 
 
 def test_device_and_dtype_are_passed_down(name):
-    model = timm.create_model(name, num_classes=3, device='meta', dtype=torch.bfloat16).eval()
+    model = timm.create_model(name, device='meta', dtype=torch.bfloat16, **classes(name, 3)).eval()
     assert {tensor.device.type for tensor in model.state_dict().values()} == {'meta'}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model(meta_images(model.default_cfg).bfloat16()).dtype == torch.bfloat16
