@@ -12,6 +12,9 @@ EXTRA_OF_IMPORT = {
     'soundfile': 'audio',
     'av': 'video',
     'gradio': 'demo',
+    'sentence_transformers': 'text',
+    'transformers': 'text',
+    'pytorch_grad_cam': 'explain',
 }
 
 

@@ -10,7 +10,7 @@ from timm_miil._checks import check_choice
 from timm_miil.inference.images import load_image
 from timm_miil.inference.predict import Prediction, Tag
 
-__all__ = ['draw_tags', 'save_tagged']
+__all__ = ['draw_tags', 'save_new', 'save_tagged']
 
 MIN_SIDE_PX = 320
 MIN_FONT_PX = 14
@@ -94,10 +94,26 @@ def save_tagged(
     path = prediction.path
     root = next((root for root in map(Path, roots) if root in path.parents), path.parent)
     suffix = '.jpg' if max(picture.size) <= JPEG_MAX_PX else '.png'
-    target = _reserve(Path(folder, path.relative_to(root)).with_suffix(suffix))
+    return save_new(picture, Path(folder, path.relative_to(root)).with_suffix(suffix))
+
+
+def save_new(picture: Image.Image, target: Path) -> Path:
+    """Save a picture under a name, or the first free 'name_2', 'name_3', ...; no file is ever replaced.
+
+    Args:
+        picture: Picture of mode 'RGB'.
+        target: The file, '.jpg' or '.png'; folders are made.
+
+    Returns:
+        The file written. It is empty until it is complete.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    target = _reserve(target)
     partial = target.with_name(f'.{uuid.uuid4().hex}.partial')
     try:
-        picture.save(partial, 'JPEG' if suffix == '.jpg' else 'PNG', quality=JPEG_QUALITY)
+        picture.save(partial, 'JPEG' if target.suffix == '.jpg' else 'PNG', quality=JPEG_QUALITY)
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
