@@ -19,6 +19,7 @@ __all__ = ['Evaluation', 'Memo', 'is_plain']
 
 SAMPLES = 16  # a tensor
 MANY_POSITIONS = 128
+PIECE_BYTES = 16 << 20  # of features: what follows from them stays in caches and in memory that malloc keeps
 
 Value = TypeVar('Value', bound=tuple[object, ...])
 
@@ -173,12 +174,20 @@ class Evaluation(NamedTuple):
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Logits (B, K) of tokens (B, N, C), which may be the transposed view of a map."""
+        pieces = -(-tokens.nbytes // PIECE_BYTES) if tokens.is_cpu else 1
+        if pieces > 1 and len(tokens) > 1:
+            return torch.cat([self._logits(piece) for piece in tokens.split(-(-len(tokens) // pieces))])
+        return self._logits(tokens)
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        # In place is only what was made here: no product and no norm needs its output for a gradient.
         memory = F.linear(self._embedded(tokens).relu_(), self.memory)
         key, value = memory.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(self.projected.expand(len(tokens), -1, -1, -1), key, value)
         x = F.linear(x.transpose(1, 2).flatten(2), *self.out)
-        x = self.norm2(self.query + x)
-        x = self.norm3(x + F.linear(F.linear(x, *self.linear1).relu_(), *self.linear2))
+        x = self.norm2(x.to(self.query.dtype).add_(self.query))
+        hidden = F.linear(x, *self.linear1).relu_()
+        x = self.norm3(F.linear(hidden, *self.linear2).to(x.dtype).add_(x))
         return torch.bmm(x.transpose(0, 1), self.group).transpose(0, 1).flatten(1)[:, :len(self.bias)] + self.bias
 
     def _embedded(self, tokens: Tensor) -> Tensor:
