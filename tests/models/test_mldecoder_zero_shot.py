@@ -136,6 +136,9 @@ def test_another_number_of_classes_is_refused_and_zero_removes_the_head():
         model.reset_classifier(3, 'max')
     model.reset_classifier(0)
     assert model.labels is None and logits(model).ndim == 4
+    with pytest.raises(TypeError, match='embeddings must be a tensor, got list'):
+        model.set_queries([0.0] * 20)
+    assert not model.has_head
     model.set_labels(OTHERS)
     assert model.get_classifier() is not head and logits(model).shape == (2, 4)
 
@@ -144,6 +147,7 @@ def test_another_number_of_classes_is_refused_and_zero_removes_the_head():
     (dict(num_classes=7), ValueError, 'num_classes=7 names no labels; pass labels='),
     (dict(num_classes=7, labels=LABELS), ValueError, 'num_classes=7 contradicts the 3 labels; leave num_classes out'),
     (dict(labels='red 7'), TypeError, "labels must be a list of names, got str 'red 7'"),
+    (dict(labels=torch.zeros(2)), TypeError, 'labels must be a list of names, got Tensor'),
     (dict(labels=['red 7', 'red 7']), ValueError, 'got 1 different names among 2'),
     (dict(labels=[7]), TypeError, 'label'),
     (dict(backbone='resnet_18'), ValueError, "backbone must be the name of a registered timm model, got 'resnet_18'"),

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from timm_miil._checks import check_multiple, check_positive, check_range
 from timm_miil.heads.ml_decoder import check_classes, flatten_features
 
-__all__ = ['Query2Label', 'sine_positions']
+__all__ = [
+    'Attention', 'ClassLinear', 'DecoderLayer', 'EncoderLayer', 'FeedForward', 'Query2Label', 'sine_positions',
+]
 
 FEEDFORWARD_RATIO = 4
 

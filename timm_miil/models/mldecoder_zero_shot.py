@@ -17,7 +17,6 @@ from timm_miil import catalog
 from timm_miil._checks import check_choice, shown
 from timm_miil._timm import update_model_args
 from timm_miil.heads import ZeroShotMLDecoder
-from timm_miil.heads._features import Features
 from timm_miil.heads.attach import POOLS
 from timm_miil.heads.text import embed_characters
 from timm_miil.models._headed import HeadedClassifier, backbone_facts, create_headed, fit_stems, with_backbone_facts
@@ -86,7 +85,9 @@ class ZeroShotClassifier(HeadedClassifier):
             backbone_args: Mapping[str, Any] | None = None,
             **backbone_kwargs: Any,
     ) -> None:
-        if labels is None and num_classes:
+        if labels is not None:
+            _check_kind(labels)
+        elif num_classes:
             raise ValueError(
                 f'num_classes={num_classes} names no labels; pass labels=[...], or leave num_classes out and call '
                 f'set_labels(names) or set_queries(embeddings).')
@@ -95,7 +96,7 @@ class ZeroShotClassifier(HeadedClassifier):
         head = partial(
             _build_head, text_dim=text_dim, embed_dim=embed_dim, num_heads=num_heads, feedforward_dim=feedforward_dim,
             drop_rate=decoder_drop_rate, num_random_queries=num_random_queries, query_noise=query_noise)
-        has_head = num_classes != 0 or labels is not None and not labels
+        has_head = num_classes != 0 or labels is not None and not labels  # see _note_labels
         super().__init__(
             backbone, int(has_head), head, in_chans=in_chans, global_pool=global_pool,
             pretrained_backbone=pretrained_backbone, device=device, dtype=dtype, backbone_args=backbone_args,
@@ -117,8 +118,7 @@ class ZeroShotClassifier(HeadedClassifier):
             TypeError: If labels is no list of names.
             ValueError: If it is empty, or a name occurs twice or cannot be embedded.
         """
-        if isinstance(labels, str) or not isinstance(labels, Sequence):
-            raise TypeError(f'labels must be a list of names, got {type(labels).__name__} {shown(labels)}.')
+        _check_kind(labels)
         if not labels or len(set(labels)) != len(labels):
             raise ValueError(
                 f'labels must be one or more different names, got {len(set(labels))} different names among '
@@ -135,13 +135,12 @@ class ZeroShotClassifier(HeadedClassifier):
             embeddings: One row a label, shape (K, text_dim), any floating dtype and device.
 
         Raises:
-            ValueError: If the shape is another.
+            TypeError: If embeddings is not a tensor of a floating dtype.
+            ValueError: If the shape is another, or a value is not finite.
         """
-        if not self.has_head:
-            self.head = self._new_head(1).train(self.training)
-            self.has_head = True
-        head: Any = self.head
+        head: Any = self.head if self.has_head else self._new_head(1).train(self.training)
         head.set_queries(embeddings)
+        self.head, self.has_head = head, True
         self.num_classes, self.labels = len(embeddings), None
         self._note_labels()
 
@@ -168,7 +167,7 @@ class ZeroShotClassifier(HeadedClassifier):
             check_choice(global_pool=global_pool, choices=POOLS)
             self.global_pool = global_pool
 
-    def forward_head(self, x: Features, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor | list[Tensor] | dict[str, Tensor], pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) of unpooled features.
 
         Args:
@@ -188,6 +187,11 @@ class ZeroShotClassifier(HeadedClassifier):
         update_model_args(self, labels=list(self.labels or ()) if self.has_head else None)
         cfg: dict[str, Any] = getattr(self, 'pretrained_cfg', {})  # not there before timm's builder is done
         cfg.update(num_classes=self.num_classes, label_names=self.labels, label_descriptions=None)
+
+
+def _check_kind(labels: Sequence[str]) -> None:
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise TypeError(f'labels must be a list of names, got {type(labels).__name__} {shown(labels)}.')
 
 
 def _build_head(num_classes: int, **settings: Any) -> ZeroShotMLDecoder:
@@ -233,14 +237,19 @@ def _create_zero_shot(
     return model
 
 
-_published = {
-    name: cfg for name, cfg in catalog.pretrained_cfgs('mldecoder').items()
-    if name.partition('.')[0] == 'mldecoder_zero_shot_scenes'}
-default_cfgs = generate_default_cfgs({
-    'mldecoder_zero_shot': backbone_facts(BACKBONE, CLASSIFIER) | {'num_classes': 0},
-    **(_published or {'mldecoder_zero_shot_scenes': backbone_facts(SCENES_BACKBONE, CLASSIFIER) | dict(
-        input_size=(3, 64, 64), pool_size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0, num_classes=0)}),
-})
+def _default_cfgs() -> dict[str, Any]:
+    scenes = {
+        name: cfg for name, cfg in catalog.pretrained_cfgs('mldecoder').items()
+        if name.partition('.')[0] == 'mldecoder_zero_shot_scenes'}
+    unpublished = backbone_facts(SCENES_BACKBONE, CLASSIFIER) | dict(
+        input_size=(3, 64, 64), pool_size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0, num_classes=0)
+    return {
+        'mldecoder_zero_shot': backbone_facts(BACKBONE, CLASSIFIER) | {'num_classes': 0},
+        **(scenes or {'mldecoder_zero_shot_scenes': unpublished}),
+    }
+
+
+default_cfgs = generate_default_cfgs(_default_cfgs())
 
 
 @register_model
