@@ -16,8 +16,10 @@ from tqdm import tqdm
 from timm_miil._errors import PredictionError
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
+from timm_miil.data import read_labels
 from timm_miil.inference import (
-    ACTIVATIONS, BATCH_SIZE, DEFAULT_MODEL, IMAGE_SUFFIXES, Prediction, Tagger, find_images, save_tagged)
+    ACTIVATIONS, BATCH_SIZE, DEFAULT_MODEL, DEFAULT_ZERO_SHOT_MODEL, IMAGE_SUFFIXES, Prediction, Tagger, find_images,
+    save_tagged)
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
@@ -31,8 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     parser.add_argument('paths', nargs='+', type=Path, metavar='IMAGE_OR_FOLDER')
     parser.add_argument(
-        '--model', default=DEFAULT_MODEL,
-        help='timm model, hf-hub:owner/repo, or folder with config.json and weights (default: %(default)s)')
+        '--model',
+        help=f'timm model, hf-hub:owner/repo, or folder with config.json and weights (default: {DEFAULT_MODEL}, with '
+             f'--labels {DEFAULT_ZERO_SHOT_MODEL})')
+    parser.add_argument(
+        '--labels', type=Path, metavar='FILE',
+        help="text file of label names, one a line, for a zero-shot model; they need not be those it was trained with, "
+             "and the model's own thresholds are not used")
+    parser.add_argument(
+        '--embeddings', type=Path, metavar='FILE',
+        help='the embeddings of these labels, where the model was trained with others than its own: GloVe or word2vec '
+             '(.txt, .bin), or .npy or .safetensors')
     parser.add_argument('--topk', type=int, help='most labels of a picture, of those that reach their threshold')
     parser.add_argument(
         '--threshold', type=float,
@@ -58,10 +69,13 @@ def run(ns: argparse.Namespace) -> int:
     if first is None:
         raise FileNotFoundError(f'no pictures found; folders are searched for {" ".join(sorted(IMAGE_SUFFIXES))}.')
     tagger = Tagger.from_name(
-        ns.model, activation=ns.activation, device=parse_device(ns.device), threshold=ns.threshold, topk=ns.topk)
+        ns.model, labels=read_labels(ns.labels) if ns.labels else None, embeddings=ns.embeddings,
+        activation=ns.activation, device=parse_device(ns.device), threshold=ns.threshold, topk=ns.topk)
     predictions = tagger(itertools.chain([first], files), batch_size=ns.batch_size)
     if not tagger.has_label_names:
         _note('the model does not name its classes; they are shown by number.')
+    if tagger.unused_settings:
+        _note(f"the model's own {' and '.join(tagger.unused_settings)} are for its own labels and not used.")
 
     total = sum(1 for _ in find_images(ns.paths, exclude=exclude)) if sys.stderr.isatty() else None
     done = broken = unsaved = 0

@@ -4,14 +4,14 @@ from timm_miil.inference.class_maps import METHODS, class_maps
 from timm_miil.inference.draw import draw_tags, save_tagged
 from timm_miil.inference.explain import Explainer, explain, find_classes
 from timm_miil.inference.images import IMAGE_SUFFIXES, find_images, load_image
-from timm_miil.inference.load import ACTIVATIONS, OutputConfig, load_model
+from timm_miil.inference.load import ACTIVATIONS, DEFAULT_ZERO_SHOT_MODEL, OutputConfig, load_model
 from timm_miil.inference.overlay import draw_overlay, save_overlay
 from timm_miil.inference.predict import BATCH_SIZE, DEFAULT_MODEL, Prediction, Tag, Tagger
 from timm_miil.inference.reliability import draw_reliability
 
 __all__ = [
-    'ACTIVATIONS', 'BATCH_SIZE', 'Calibration', 'DEFAULT_MODEL', 'Explainer', 'IMAGE_SUFFIXES', 'METHODS',
-    'OutputConfig', 'Prediction', 'Tag', 'Tagger', 'calibrate', 'class_maps', 'collect_logits', 'draw_overlay',
-    'draw_reliability', 'draw_tags', 'explain', 'find_classes', 'find_images', 'load_image', 'load_model',
-    'save_overlay', 'save_tagged',
+    'ACTIVATIONS', 'BATCH_SIZE', 'Calibration', 'DEFAULT_MODEL', 'DEFAULT_ZERO_SHOT_MODEL', 'Explainer',
+    'IMAGE_SUFFIXES', 'METHODS', 'OutputConfig', 'Prediction', 'Tag', 'Tagger', 'calibrate', 'class_maps',
+    'collect_logits', 'draw_overlay', 'draw_reliability', 'draw_tags', 'explain', 'find_classes', 'find_images',
+    'load_image', 'load_model', 'save_overlay', 'save_tagged',
 ]

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,18 +11,22 @@ from typing import Any, Literal, cast
 from huggingface_hub import hf_hub_download
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import create_model, is_model, is_model_pretrained, list_models, parse_model_name
-from torch import nn
+from torch import Tensor, nn
 
 from timm_miil import catalog
 from timm_miil._checks import check_class_settings, cut, nearest, shown
 from timm_miil._errors import PredictionError
 
-__all__ = ['ACTIVATIONS', 'Activation', 'OutputConfig', 'default_activation', 'find_label_names', 'load_model']
+__all__ = [
+    'ACTIVATIONS', 'DEFAULT_ZERO_SHOT_MODEL', 'Activation', 'OutputConfig', 'check_label_names', 'default_activation',
+    'find_label_names', 'load_model', 'set_labels',
+]
 
 Activation = Literal['sigmoid', 'softmax']
 
 ACTIVATIONS: tuple[Activation, ...] = ('sigmoid', 'softmax')
 CONFIG_FILE = 'config.json'
+DEFAULT_ZERO_SHOT_MODEL = 'mldecoder_zero_shot_scenes'
 
 # Fields at the top of config.json that name the activation, the first one present counts. The second is known
 # from transformers.
@@ -36,7 +41,8 @@ _CONFIG_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     'model_args': (dict, 'an object'),
     'pretrained_cfg': (dict, 'an object'),
 }
-METRIC_ACTIVATIONS: dict[str, Activation] = {'mAP': 'sigmoid', 'top1': 'softmax', 'semantic_top1': 'softmax'}
+METRIC_ACTIVATIONS: dict[str, Activation] = {
+    'mAP': 'sigmoid', 'unseen_mAP': 'sigmoid', 'top1': 'softmax', 'semantic_top1': 'softmax'}
 # Names that are identifiers (WordNet synsets, Freebase ids): people read their description.
 _IDENTIFIER = re.compile(r'n\d{8}|/[mg]/\w+')
 
@@ -137,6 +143,49 @@ def find_label_names(model: nn.Module) -> tuple[str, ...] | None:
     is_timms = not cfg.get('source') or str(cfg.get('hf_hub_id')).startswith('timm/')
     subset = infer_imagenet_subset(model) if is_timms else None
     return tuple(ImageNetInfo(subset).label_descriptions()) if subset else None
+
+
+def check_label_names(labels: Sequence[str]) -> None:
+    """Raise unless these are different names: TypeError for what is no list of strings, else ValueError."""
+    if isinstance(labels, str) or not isinstance(labels, Sequence) or not all(isinstance(x, str) for x in labels):
+        raise TypeError(f'labels must be a list of strings, got {shown(labels)}.')
+    if not labels:
+        raise ValueError('labels must have at least one name, got none.')
+    label, count = Counter(labels).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f'labels must be different names, got {shown(label)} {count} times.')
+
+
+def set_labels(model: Any, labels: Sequence[str], embeddings: Tensor | None = None) -> None:
+    """Give a zero-shot model, which has a method `set_queries`, another label set.
+
+    Args:
+        model: The model; changed in place.
+        labels: Different names.
+        embeddings: One row a label, shape (K, E), by the encoder that the model was trained with. None for a model that
+            embeds names itself: its `labels`, set by name, are not None, and its `set_labels` sets others.
+
+    Raises:
+        PredictionError: If the model takes no labels, or embeddings are needed to give it any.
+        TypeError: If labels are no list of strings, or embeddings no floating tensor.
+        ValueError: If there are no labels, one is there twice, or the embeddings do not fit labels or model.
+    """
+    check_label_names(labels)
+    if not callable(getattr(model, 'set_queries', None)):
+        raise PredictionError(
+            f'the model knows its own {getattr(model, "num_classes", 0)} classes and takes no other labels; leave them '
+            f'out, or choose a zero-shot model, such as {DEFAULT_ZERO_SHOT_MODEL}.')
+    if embeddings is not None:
+        if isinstance(embeddings, Tensor) and embeddings.ndim == 2 and len(embeddings) != len(labels):
+            raise ValueError(
+                f'embeddings must have one row a label, got {tuple(embeddings.shape)} for {len(labels)} labels.')
+        model.set_queries(embeddings)
+    elif getattr(model, 'labels', None) is None:
+        raise PredictionError(
+            'the model does not say how its labels were embedded, so that names do not suffice; also give the '
+            'embeddings of the labels, by the encoder that it was trained with.')
+    else:
+        model.set_labels(labels)
 
 
 def _cfg(model: nn.Module) -> dict[str, Any]:

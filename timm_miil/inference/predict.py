@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 from timm_miil._checks import check_choice, check_class_settings, check_paths, check_positive, check_range, cut
 from timm_miil._errors import PredictionError
+from timm_miil.data import read_word_vectors
 from timm_miil.inference.images import load_image
-from timm_miil.inference.load import ACTIVATIONS, Activation, default_activation, find_label_names, load_model
+from timm_miil.inference.load import (
+    ACTIVATIONS, DEFAULT_ZERO_SHOT_MODEL, Activation, check_label_names, default_activation, find_label_names,
+    load_model, set_labels)
 
 __all__ = ['DEFAULT_MODEL', 'Prediction', 'Tag', 'Tagger']
 
@@ -73,6 +76,9 @@ class Tagger:
     Args:
         model: A timm model for RGB pictures; it is moved to `device` and set to evaluation mode.
         label_names: One name a class; None takes the model's own, else 'class_<index>'.
+        labels: Names of another label set, for a zero-shot model: one with `set_queries`, which then is changed.
+        embeddings: Of these labels, by the encoder that the model was trained with: one row a label, shape (K, E), or
+            a file that `read_word_vectors` reads. None embeds the names as the model's own were.
         activation: 'sigmoid' for independent labels, 'softmax' for exclusive ones; None takes what the model was
             trained for, see `default_activation`.
         device: Where to run; None leaves the model where it is.
@@ -84,14 +90,18 @@ class Tagger:
         has_label_names: False if labels are mere class numbers, because the model does not say their names.
         thresholds: Least confidence of each class.
         temperatures: What the logits of each class are divided by; None if they stay as they are.
+        unused_settings: Settings of the model's `config.json` that are for its own labels, where others were given:
+            'thresholds', 'temperatures'.
 
     Raises:
-        PredictionError: If the model is not for tagging RGB pictures, or its own label names do not match its
-            classes.
+        PredictionError: If the model is not for tagging RGB pictures, its own label names do not match its classes, or
+            it takes no labels, or none without embeddings.
+        OSError: If a file of embeddings cannot be read.
         TypeError: If `model` is not a timm model, `topk` not an int, or a threshold or temperature not a number or a
-            list of them; of a tensor or array, give its `.tolist()`.
+            list of them; of a tensor or array, give its `.tolist()`. If labels are no list of strings.
         ValueError: If label_names, activation, threshold, topk or temperatures are out of range or not one a class, or
-            there are temperatures with softmax.
+            there are temperatures with softmax. If there are label_names and labels, embeddings without labels, a
+            label twice, or the embeddings do not fit the labels or the model.
 
     Example:
         >>> from timm.models import create_model
@@ -106,6 +116,8 @@ class Tagger:
             model: nn.Module,
             *,
             label_names: Sequence[str] | None = None,
+            labels: Sequence[str] | None = None,
+            embeddings: Tensor | str | os.PathLike[str] | None = None,
             activation: Activation | None = None,
             device: torch.device | None = None,
             threshold: float | Sequence[float] | None = None,
@@ -113,6 +125,10 @@ class Tagger:
             temperatures: Sequence[float] | None = None,
     ) -> None:
         _check_settings(activation, threshold, topk)
+        _check_labels(label_names, labels, embeddings)
+        if labels is not None:
+            set_labels(model, labels, _load_embeddings(embeddings, labels))
+            label_names = labels
         num_classes = _check_model(model)
         self.transform = _build_transform(model)
         if label_names is not None and len(label_names) != num_classes:
@@ -131,15 +147,18 @@ class Tagger:
             raise ValueError(f"temperatures are for the activation 'sigmoid', got {self.activation!r}.")
         self.thresholds = tuple(thresholds)
         self.temperatures = None if temperatures is None else tuple(temperatures)
+        self.unused_settings: tuple[str, ...] = ()
         self.topk = topk
         self.model = model.eval() if device is None else model.eval().to(device)
 
     @classmethod
     def from_name(
             cls,
-            name: str = DEFAULT_MODEL,
+            name: str | None = None,
             *,
             label_names: Sequence[str] | None = None,
+            labels: Sequence[str] | None = None,
+            embeddings: Tensor | str | os.PathLike[str] | None = None,
             activation: Activation | None = None,
             device: torch.device | None = None,
             threshold: float | Sequence[float] | None = None,
@@ -148,30 +167,45 @@ class Tagger:
         """A tagger for a model given by name.
 
         Thresholds and temperatures that the model's `config.json` has are used where the activation is sigmoid: the
-        temperatures always, the thresholds if `threshold` is None; `topk` then only limits their number.
+        temperatures always, the thresholds if `threshold` is None; `topk` then only limits their number. They are for
+        the model's own labels: with `labels` none of them is used, and `unused_settings` names them.
 
         Args:
-            name: A registered model, 'hf-hub:owner/repo', or a folder, see `load_model`.
+            name: A registered model, 'hf-hub:owner/repo', or a folder, see `load_model`; None for 'mldecoder_scenes',
+                with labels 'mldecoder_zero_shot_scenes'.
             label_names: See `Tagger`.
+            labels: See `Tagger`.
+            embeddings: See `Tagger`.
             activation: See `Tagger`; None takes what the model's `config.json` says, if it does.
             device: See `Tagger`.
             threshold: See `Tagger`; None takes what the model's `config.json` says, if it does.
             topk: See `Tagger`.
 
         Raises:
-            PredictionError: If there is no such model, it cannot be loaded, or it is not for tagging RGB pictures.
+            PredictionError: If there is no such model, it cannot be loaded, it is not for tagging RGB pictures, or it
+                takes no labels, or none without embeddings.
+            OSError: See `Tagger`.
             TypeError: See `Tagger`.
             ValueError: See `Tagger`.
         """
         _check_settings(activation, threshold, topk)  # before a long download
+        _check_labels(label_names, labels, embeddings)
+        if labels is not None:
+            embeddings = _load_embeddings(embeddings, labels)
+        if name is None:
+            name = DEFAULT_MODEL if labels is None else DEFAULT_ZERO_SHOT_MODEL
         model, config = load_model(name)
+        own = {'thresholds': config.thresholds, 'temperatures': config.temperatures}
+        unused = () if labels is None else tuple(key for key, values in own.items() if values is not None)
         activation = activation or config.activation
-        temperatures = config.temperatures if activation == 'sigmoid' else None
-        if threshold is None and activation == 'sigmoid':
+        if threshold is None and activation == 'sigmoid' and not unused:
             threshold = config.thresholds
-        return cls(
-            model, label_names=label_names, activation=activation, device=device, threshold=threshold, topk=topk,
-            temperatures=temperatures)
+        tagger = cls(
+            model, label_names=label_names, labels=labels, embeddings=embeddings, activation=activation, device=device,
+            threshold=threshold, topk=topk,
+            temperatures=config.temperatures if activation == 'sigmoid' and not unused else None)
+        tagger.unused_settings = unused
+        return tagger
 
     def __call__(
             self,
@@ -292,6 +326,21 @@ def _check_settings(
         check_range(threshold=threshold, low=0.0, high=1.0, closed=True)
     if topk is not None:
         check_positive(topk=topk)
+
+
+def _check_labels(label_names: object, labels: Sequence[str] | None, embeddings: object) -> None:
+    if labels is None:
+        if embeddings is not None:
+            raise ValueError('embeddings are those of labels, got no labels.')
+        return
+    if label_names is not None:
+        raise ValueError('label_names name the classes of a model, and labels replace them; got both.')
+    check_label_names(labels)
+
+
+def _load_embeddings(
+        embeddings: Tensor | str | os.PathLike[str] | None, labels: Sequence[str]) -> Tensor | None:
+    return read_word_vectors(embeddings, labels) if isinstance(embeddings, (str, os.PathLike)) else embeddings
 
 
 def _check_model(model: nn.Module) -> int:
