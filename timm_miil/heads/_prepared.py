@@ -1,7 +1,7 @@
 """What ML-Decoder's evaluation computes once for many batches, and how it is known to be out of date.
 
-`Memo` holds a value made of some tensors for as long as none of them changes. `Evaluation` is that value: the queries up
-to their projection, which no image changes, and the weights as the products read them.
+`Memo` holds a value made of some tensors for as long as none of them changes. `Evaluation` is that value: the queries
+up to their projection, which no image changes, and the weights as the products read them.
 """
 import operator
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ['Evaluation', 'Memo', 'is_plain']
 
+PLAIN_TYPES = Tensor, nn.Parameter
 SAMPLES = 16  # a tensor
 MANY_POSITIONS = 128
 PIECE_BYTES = 16 << 20  # of features: what follows from them stays in caches and in memory that malloc keeps
@@ -27,7 +28,7 @@ Value = TypeVar('Value', bound=tuple[object, ...])
 def is_plain(tensor: Tensor) -> bool:
     """Whether this is an ordinary tensor in ordinary execution: no compiler, tracer, transform, mode or subclass."""
     # No public name tells whether torch.func.vmap or grad is at work, or a mode that sees every operation.
-    return type(tensor) in (Tensor, nn.Parameter) and not (
+    return type(tensor) in PLAIN_TYPES and not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()                   # type: ignore[attr-defined]
         or torch._C._are_functorch_transforms_active()
@@ -89,8 +90,10 @@ class _Entry(Generic[Value]):
 
 def _may_be_remembered(sources: Sequence[Tensor]) -> bool:
     needs_grad = torch.is_grad_enabled()
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) and all(
-        is_plain(x) and x.is_contiguous() and not x.is_meta and not x.is_inference()
+    return is_plain(sources[0]) and not (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ) and all(
+        type(x) in PLAIN_TYPES and x.is_contiguous() and not x.is_meta and not x.is_inference()
         and not (needs_grad and x.requires_grad) for x in sources)
 
 
@@ -132,12 +135,13 @@ class Evaluation(NamedTuple):
 
     @classmethod
     def fits(cls, head: 'MLDecoder') -> bool:
-        """Whether the parts are those the head was built of: none replaced, as by LoRA, and no hooks on them."""
+        """Whether all parts evaluate, are of the classes that `of` knows (LoRA puts in others) and have no hooks."""
         decoder = head.decoder
         linears = head.embed, decoder.attn.out_proj, decoder.linear1, decoder.linear2
         norms = decoder.norm1, decoder.norm2, decoder.norm3
         return (
-            all(type(x) is nn.Linear for x in linears) and all(type(x) is nn.LayerNorm for x in norms)
+            not (head.training or decoder.training or decoder.attn.training)
+            and all(type(x) is nn.Linear for x in linears) and all(type(x) is nn.LayerNorm for x in norms)
             and not any(x._forward_hooks or x._forward_pre_hooks or x._backward_hooks or x._backward_pre_hooks
                         for x in (*linears, *norms, decoder, decoder.attn, head.group_fc)))
 

@@ -240,7 +240,7 @@ class MLDecoder(nn.Module):
 
     def _evaluation(self, features: Tensor) -> Evaluation | None:
         """What evaluation computed once, where that holds: see `Memo`."""
-        if self.training or not is_plain(features) or not Evaluation.fits(self):
+        if not is_plain(features) or type(self.group_fc) is not GroupLinear or not Evaluation.fits(self):
             self._memo.clear()
             return None
         return self._memo.get(Evaluation.sources(self), functools.partial(Evaluation.of, self))

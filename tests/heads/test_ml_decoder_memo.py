@@ -1,0 +1,453 @@
+"""What ML-Decoder's evaluation computes once: equal to the plain computation, and never out of date."""
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from timm_miil.heads import MLDecoder
+from timm_miil.heads._prepared import Memo
+
+FEATURES = torch.randn(3, 6, 2, 2, generator=torch.Generator().manual_seed(1))
+
+
+def new_head(**settings):
+    torch.manual_seed(0)
+    settings = dict(num_classes=25, num_groups=6, embed_dim=16, num_heads=2, feedforward_dim=10) | settings
+    head = MLDecoder(6, **settings).eval()
+    for name, parameter in head.named_parameters():
+        if 'weight' not in name or 'norm' in name:
+            nn.init.normal_(parameter)
+    return head
+
+
+def plain(head, features=FEATURES, low=None):
+    """The logits with a gradient to flow: nothing is prepared."""
+    with torch.enable_grad(), torch.autocast('cpu', dtype=low or torch.bfloat16, enabled=low is not None):
+        logits = head(features)
+    assert logits.requires_grad and not holds(head)
+    return logits.detach()
+
+
+@torch.no_grad()
+def warm(head, features=FEATURES):
+    logits = head(features)
+    assert holds(head)
+    return logits
+
+
+def holds(head):
+    return head._memo._entry is not None
+
+
+def assert_fresh(head, features=FEATURES, **close):
+    """What evaluation gives now is what an empty copy computes plainly."""
+    with torch.no_grad():
+        got = head(features)
+    torch.testing.assert_close(got, plain(copy.deepcopy(head), features), **close)
+    return got
+
+
+@pytest.mark.parametrize('shape', [(3, 6, 2, 2), (3, 5, 6), (2, 6, 12, 12), (1, 6, 1, 1), (0, 5, 6)])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_prepared_logits_are_the_plain_ones(shape, dtype, tolerance):
+    head = new_head(dtype=dtype)
+    features = torch.randn(shape, dtype=dtype)
+    torch.testing.assert_close(warm(head, features), plain(head, features), rtol=tolerance, atol=tolerance)
+    if len(shape) == 4:
+        channels_last = features.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(warm(head, channels_last), plain(head, features), rtol=tolerance, atol=tolerance)
+
+
+def test_batches_in_pieces_are_whole(monkeypatch):
+    head = new_head(dtype=torch.float64)
+    features = torch.randn(7, 6, 2, 2, dtype=torch.float64)
+    monkeypatch.setattr('timm_miil.heads._prepared.PIECE_BYTES', features.nbytes // 3)
+    torch.testing.assert_close(warm(head, features), plain(head, features), rtol=1e-10, atol=1e-10)
+
+
+def test_the_query_is_projected_once():
+    head = new_head()
+    first = warm(head)
+    entry = head._memo._entry
+    assert torch.equal(warm(head), first)
+    assert head._memo._entry is entry
+    warm(head, torch.randn(2, 5, 6))
+    assert head._memo._entry is entry
+
+
+def optimizer_step(head):
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    head(FEATURES).square().sum().backward()
+    optimizer.step()
+
+
+def load(assign):
+    def change(head):
+        state = {key: tensor + 0.5 for key, tensor in head.state_dict().items()}
+        head.load_state_dict(state, assign=assign)
+    return change
+
+
+def swap_parameter(head):
+    attn = head.decoder.attn
+    attn.in_proj_weight = nn.Parameter(attn.in_proj_weight.detach() * 1.5)
+
+
+def ema_update(head):
+    other = copy.deepcopy(head)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    ema = ModelEmaV3(head, decay=0.5)
+    ema.module = head  # the averaged copy is what evaluates
+    ema.update(other)
+
+
+@torch.no_grad()
+def in_place(tensor):
+    tensor.pow_(2)  # a norm would take out a factor
+
+
+@torch.inference_mode()
+def in_place_in_inference_mode(head):
+    head.query_embed.pow_(2)
+
+
+CHANGES = {
+    'optimizer step': optimizer_step,
+    'query, in place': lambda head: in_place(head.query_embed),
+    'query, one row': lambda head: in_place(head.query_embed[3]),
+    'norm, in place': lambda head: in_place(head.decoder.norm1.bias),
+    'norm behind, in place': lambda head: in_place(head.decoder.norm3.weight),
+    'projection, in place': lambda head: in_place(head.decoder.attn.in_proj_weight[:16]),
+    'value bias, in place': lambda head: in_place(head.decoder.attn.in_proj_bias[32:]),
+    'output, in place': lambda head: in_place(head.decoder.attn.out_proj.weight),
+    'group weight, in place': lambda head: in_place(head.group_fc.weight),
+    'class bias, in place': lambda head: in_place(head.group_fc.bias),
+    'embedding, in place': lambda head: in_place(head.embed.weight),
+    'in inference mode': in_place_in_inference_mode,
+    'load_state_dict': load(assign=False),
+    'load_state_dict, assigned': load(assign=True),
+    'new parameter': swap_parameter,
+    'averaged weights': ema_update,
+    '.data, in place': lambda head: head.decoder.attn.in_proj_weight.data.mul_(1.5),
+    '.data, all of it': lambda head: [p.data.copy_(p.data * 1.5) for p in head.parameters()] and None,
+    '.data, assigned': lambda head: setattr(head.query_embed, 'data', head.query_embed ** 2),
+    'reset_parameters': MLDecoder.reset_parameters,
+    'reset_classes': lambda head: head.reset_classes(3),
+    'new norm': lambda head: setattr(head.decoder, 'norm1', nn.LayerNorm(16).requires_grad_(True)) or in_place(
+        head.decoder.norm1.weight),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_change_of_weights_is_seen(change):
+    head = new_head()
+    before = warm(head)
+    CHANGES[change](head)
+    after = assert_fresh(head)
+    assert before.shape != after.shape or not torch.allclose(before, after)
+
+
+def test_conversions_there_and_back_are_seen():
+    head = new_head()
+    before = warm(head)
+    head.to(torch.bfloat16)
+    assert not holds(head)
+    assert warm(head, FEATURES.bfloat16()).dtype == torch.bfloat16
+    head.to(torch.float32)
+    rounded = assert_fresh(head)
+    assert not torch.equal(before, rounded)
+    assert warm(head.double(), FEATURES.double()).dtype == torch.float64
+
+
+def test_training_forgets():
+    head = new_head()
+    warm(head)
+    head.train()
+    assert not holds(head)
+    with torch.no_grad():
+        head(FEATURES)
+    assert not holds(head)
+    warm(head.eval())
+    head.eval()  # a loop that shards weights steps between calls of train and eval
+    assert not holds(head)
+    warm(head)
+    head.forget()
+    assert not holds(head)
+
+
+def test_gradients_flow_after_evaluation_and_evaluation_is_not_used_for_them():
+    head = new_head(dtype=torch.float64)
+    features = FEATURES.double().requires_grad_()
+    with torch.inference_mode():
+        first = head(features)
+    with torch.no_grad():
+        assert torch.equal(head(features), first)  # prepared in inference mode, used outside
+    assert torch.autograd.gradcheck(head, features)
+    head(features).sum().backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+def test_a_frozen_head_passes_gradients_to_the_features():
+    head = new_head(dtype=torch.float64)
+    features = FEATURES.double().requires_grad_()
+    wanted, = torch.autograd.grad(head(features).square().sum(), features)
+    head.requires_grad_(False)
+    with torch.inference_mode():
+        head(features)
+    got, = torch.autograd.grad(head(features).square().sum(), features)
+    assert holds(head)
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+    many = torch.randn(2, 6, 12, 12, dtype=torch.float64, requires_grad=True)  # the product reads this map in place
+    assert torch.autograd.gradcheck(lambda x: head(x)[:, :2], many[:1, :, :, :].detach().requires_grad_())
+
+
+@pytest.mark.parametrize('low', [torch.bfloat16, torch.float16])
+def test_autocast_is_part_of_what_is_remembered(low):
+    head = new_head(embed_dim=64)
+    wide = warm(head)
+    with torch.autocast('cpu', dtype=low):
+        narrow = warm(head)
+        assert torch.equal(warm(head), narrow)
+    wanted = plain(copy.deepcopy(head), low=low)
+    assert narrow.dtype == wanted.dtype
+    assert (narrow - wide).norm() / wide.norm() < 0.02
+    assert (narrow - wanted).norm() / wide.norm() < 0.02
+    assert not torch.equal(narrow, wide)
+    assert torch.equal(warm(head), wide)
+
+
+def test_autocast_with_float64_weights_keeps_them():
+    head = new_head(dtype=torch.float64)
+    with torch.autocast('cpu'):
+        got = warm(head, FEATURES.double())
+    torch.testing.assert_close(got, warm(head, FEATURES.double()))
+
+
+def test_evaluation_under_autocast_leaves_gradients_of_a_later_step():
+    head = new_head()
+    with torch.autocast('cpu'):
+        warm(head)
+        head(FEATURES).float().sum().backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+def test_copies_and_pickles_start_empty():
+    head = new_head()
+    logits = warm(head)
+    for twin in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        assert not holds(twin)
+        torch.testing.assert_close(warm(twin), logits)
+    buffer = io.BytesIO()
+    torch.save(head, buffer)
+    buffer.seek(0)
+    assert not holds(torch.load(buffer, weights_only=False))
+    assert holds(head)
+    assert head.state_dict().keys() == MLDecoder(6, 5, embed_dim=8).state_dict().keys()
+
+
+def test_a_shallow_copy_with_other_weights_has_its_own_logits():
+    head = new_head()
+    warm(head)
+    twin = copy.copy(head)  # as DataParallel makes replicas
+    twin._buffers = {'query_embed': head.query_embed ** 2}
+    assert not torch.allclose(assert_fresh(twin), warm(head))
+    assert_fresh(head)
+
+
+@pytest.mark.filterwarnings('ignore:There is a performance drop')  # torch's own
+def test_functional_calls_see_their_parameters():
+    head = new_head()
+    logits = warm(head)
+    other = {key: tensor.detach() * 1.5 for key, tensor in head.named_parameters()}
+    with torch.no_grad():
+        moved = torch.func.functional_call(head, other, (FEATURES,))
+        assert not torch.allclose(moved, logits)
+        torch.testing.assert_close(torch.func.functional_call(head, other, (FEATURES,)), moved)
+    torch.testing.assert_close(warm(head), logits)
+
+    stacked = {key: torch.stack([head.get_parameter(key).detach(), other[key]]) for key in other}
+    with torch.no_grad():
+        both = torch.vmap(lambda weights: torch.func.functional_call(head, weights, (FEATURES,)))(stacked)
+    torch.testing.assert_close(both, torch.stack([logits, moved]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(warm(head), logits)
+
+
+@pytest.mark.filterwarnings('ignore:There is a performance drop')  # torch's own
+def test_transforms_over_features():
+    head = new_head(dtype=torch.float64).requires_grad_(False)
+    features = FEATURES.double()
+    logits = head(features)
+    torch.testing.assert_close(torch.vmap(lambda x: head(x[None])[0])(features), logits)
+    grad = torch.func.grad(lambda x: head(x).square().sum())(features)
+    x = features.clone().requires_grad_()
+    head(x).square().sum().backward()
+    torch.testing.assert_close(grad, x.grad)
+    torch.testing.assert_close(head(features), logits)
+
+
+def test_tracing_holds_weights_not_what_was_prepared():
+    head = new_head()
+    logits = warm(head)
+    weights = dict(head.named_parameters())
+    with torch.no_grad():
+        graph = torch.fx.experimental.proxy_tensor.make_fx(
+            lambda weights, x: torch.func.functional_call(head, weights, (x,)))(weights, FEATURES)
+        torch.testing.assert_close(graph(weights, FEATURES), logits)
+        torch.testing.assert_close(
+            graph({key: tensor * 1.5 for key, tensor in weights.items()}, FEATURES),
+            torch.func.functional_call(head, {key: tensor * 1.5 for key, tensor in weights.items()}, (FEATURES,)))
+
+
+def test_fake_tensors_leave_nothing_behind():
+    head = new_head()
+    logits = warm(head)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        assert head(FEATURES).shape == (3, 25)
+    assert torch.equal(warm(head), logits)
+
+
+def test_parts_that_were_replaced_or_hooked_are_called():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    head = new_head()
+    logits = warm(head)
+    calls = []
+    hook = head.decoder.linear1.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        torch.testing.assert_close(head(FEATURES), logits)
+    assert calls == [1]
+    hook.remove()
+    warm(head)
+    doubled = Doubled(10, 16)
+    doubled.load_state_dict(head.decoder.linear2.state_dict())
+    head.decoder.linear2 = doubled
+    assert not torch.allclose(assert_fresh(head), logits)
+    head = new_head()
+    warm(head)
+    nn.utils.parametrizations.weight_norm(head.embed)
+    in_place(head.embed.parametrizations.weight.original0)
+    assert not torch.allclose(assert_fresh(head), logits)
+
+
+def test_a_part_left_in_training_mode_drops_out():
+    head = new_head(drop_rate=0.5)
+    warm(head)
+    head.decoder.train()
+    with torch.no_grad():
+        assert not torch.equal(head(FEATURES), head(FEATURES))
+
+
+def test_inference_tensors_are_not_remembered():
+    with torch.inference_mode():
+        head = new_head()
+        before = head(FEATURES).clone()
+        assert not holds(head)
+        head.query_embed.pow_(2)
+        assert not torch.allclose(head(FEATURES), before)
+
+
+def test_a_process_group_means_nothing_is_remembered(tmp_path):
+    head = new_head()
+    logits = warm(head)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(head(FEATURES), logits)
+        assert not holds(head)
+    finally:
+        torch.distributed.destroy_process_group()
+    warm(head)
+
+
+def test_threads_share_a_head():
+    head = new_head()
+    wanted = warm(head)
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            head.forget()
+            if not torch.equal(warm_or_not(head), wanted):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@torch.no_grad()
+def warm_or_not(head):
+    return head(FEATURES)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_compiled_graphs_are_whole_and_follow_the_weights(training):
+    head = new_head(drop_rate=0.0)
+    warm(head)
+    compiled = torch.compile(head, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(FEATURES), warm(head))
+        in_place(head.query_embed)
+        torch.testing.assert_close(compiled(FEATURES), assert_fresh(head))
+    head.train(training)
+    compiled(FEATURES).sum().backward()
+    got = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}
+    head.zero_grad()
+    head(FEATURES).sum().backward()
+    torch.testing.assert_close(got, {name: parameter.grad for name, parameter in head.named_parameters()})
+
+
+def test_compiled_training_draws_masks():
+    head = new_head(drop_rate=0.5).train()
+    compiled = torch.compile(head, fullgraph=True, backend='aot_eager')
+    assert not torch.equal(compiled(FEATURES), compiled(FEATURES))
+
+
+def test_export_of_a_warm_head_keeps_its_weights():
+    head = new_head()
+    logits = warm(head)
+    program = torch.export.export(head, (FEATURES,), dynamic_shapes=({0: torch.export.Dim('batch')},))
+    assert not program.constants
+    assert set(program.state_dict) == set(head.state_dict())
+    torch.testing.assert_close(program.module()(FEATURES.repeat(4, 1, 1, 1)), logits.repeat(4, 1))
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit', 'ignore::torch.jit.TracerWarning')
+def test_jit_traces_follow_the_weights():
+    head = new_head()
+    warm(head)
+    with torch.no_grad():
+        traced = torch.jit.trace(head, FEATURES)
+        in_place(head.query_embed)
+        torch.testing.assert_close(traced(FEATURES), assert_fresh(head))
+
+
+def test_memo_compares_samples_in_host_memory():
+    memo, source = Memo(), torch.randn(1000)
+    calls = []
+
+    def build():
+        calls.append(1)
+        return (source.sum(),)
+
+    memo.get([source], build)
+    memo.get([source], build)
+    assert len(calls) == 1
+    source.data.add_(1)
+    assert memo.get([source], build)[0] == source.sum()
+    source.data[1] = float('nan')  # not in the sample: past the counter this is not seen
+    assert memo.get([source], build)[0].isfinite()
+    memo.clear()
+    assert memo.get([source], build)[0].isnan()
