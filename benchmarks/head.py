@@ -55,7 +55,8 @@ def main() -> None:
     torch.set_num_threads(1)
     name = 'cpu' if device.type == 'cpu' else torch.cuda.get_device_name().split()[-1].lower()
     if options.models:
-        save(f'head-share-{name}', [row for model in MODELS for dtype in DTYPES for row in share(*model, dtype, device)])
+        rows = [row for model in MODELS for dtype in DTYPES for row in share(*model, dtype, device)]
+        save(f'head-share-{name}', rows)
         return
     rows = []
     for size in SIZES:

@@ -20,7 +20,7 @@ __all__ = ['Evaluation', 'Memo', 'is_plain']
 PLAIN_TYPES = Tensor, nn.Parameter
 SAMPLES = 16  # a tensor
 MANY_POSITIONS = 128
-PIECE_BYTES = 16 << 20  # of features: what follows from them stays in caches and in memory that malloc keeps
+PIECE_BYTES = 12 << 20  # of features: what follows from them stays in caches and in memory that malloc keeps
 
 Value = TypeVar('Value', bound=tuple[object, ...])
 
