@@ -140,8 +140,8 @@ CHANGES = {
     '.data, assigned': lambda head: setattr(head.query_embed, 'data', head.query_embed ** 2),
     'reset_parameters': MLDecoder.reset_parameters,
     'reset_classes': lambda head: head.reset_classes(3),
-    'new norm': lambda head: setattr(head.decoder, 'norm1', nn.LayerNorm(16).requires_grad_(True)) or in_place(
-        head.decoder.norm1.weight),
+    'new first norm': lambda head: setattr(head.decoder, 'norm1', nn.LayerNorm(16)),
+    'new last norm': lambda head: setattr(head.decoder, 'norm3', nn.LayerNorm(16)),
 }
 
 

@@ -125,13 +125,14 @@ class Evaluation(NamedTuple):
 
     @staticmethod
     def sources(head: 'MLDecoder') -> list[Tensor]:
-        """What `of` computes with."""
+        """All weights that a call reads: those of a replaced part are others."""
         decoder = head.decoder
-        linears = head.embed, decoder.attn.out_proj, decoder.linear1, decoder.linear2
+        parts = (
+            decoder.norm1, decoder.norm2, decoder.norm3, head.embed, decoder.attn.out_proj, decoder.linear1,
+            decoder.linear2, head.group_fc)
         return [
-            head.query_embed, decoder.norm1.weight, decoder.norm1.bias, decoder.attn.in_proj_weight,
-            decoder.attn.in_proj_bias, head.group_fc.weight, head.group_fc.bias,
-            *(x for linear in linears for x in (linear.weight, linear.bias))]
+            head.query_embed, decoder.attn.in_proj_weight, decoder.attn.in_proj_bias,
+            *(x for part in parts for x in (part.weight, part.bias))]
 
     @classmethod
     def fits(cls, head: 'MLDecoder') -> bool:
