@@ -192,6 +192,16 @@ def test_what_is_neither_maps_nor_tokens_is_refused(outputs, got):
         attach_head(Odd(3, 3, 1), 20)
 
 
+def test_a_backbone_that_fails_on_its_input_is_refused_with_the_reason():
+    class Infrared(nn.Conv2d):
+        def forward_features(self, x):
+            return self(x)
+
+    words = r'forward_features of Infrared must take images \(2, 3, 224, 224\), .* got: .*channel'
+    with pytest.raises(ValueError, match=words):
+        attach_head(Infrared(4, 3, 1), 20)
+
+
 def test_unknown_backbones_are_refused_with_the_nearest_name():
     words = "backbone must be the name of a registered timm model, got 'resnet5O'; did you mean"
     with pytest.raises(ValueError, match=words):

@@ -78,6 +78,24 @@ def test_the_head_reads_all_branches(name):
         model.token_grid(features, size[1:])
 
 
+@pytest.mark.parametrize('name', [*BRANCHES, 'gemma4_vit_167m_enc', 'deepseek_vit_412m_enc'])
+def test_the_generic_entry_point_takes_branches_and_bare_encoders(name):
+    model = timm.create_model('mldecoder', backbone=name, num_classes=20, device='meta')
+    size = timm.models.get_model_input_config(model.backbone)['input_size']
+    assert model(torch.empty(2, *size, device='meta')).shape == (2, 20)
+
+
+def test_branches_survive_a_saved_folder(tmp_path):
+    torch.manual_seed(0)
+    small = dict(embed_dim=16, num_heads=2, feedforward_dim=16)
+    model = timm.create_model('mldecoder', backbone='efficientvim_m1', num_classes=4, **small).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(images), model(images))
+
+
 @pytest.mark.parametrize('name', ['crossvit_9_240', 'efficientvim_m1'])
 def test_branches_are_pooled_as_timm_pools_them(name):
     torch.manual_seed(0)

@@ -64,13 +64,19 @@ def adapt_to_features(backbone: Any) -> FeatureKind:
     """Take out what `forward_features` does not use, in place, and say what it gives.
 
     Raises:
-        ValueError: If that is neither a map nor tokens, nor a list of them.
+        ValueError: If that is neither a map nor tokens, nor a list of them, or it fails on images.
     """
     input_size = get_model_input_config(backbone)['input_size']
     with torch.inference_mode(False), torch.enable_grad():
         twin = _without_storage(backbone)
         like = next(twin.parameters())
-        features = twin.forward_features(torch.empty(PROBE_BATCH, *input_size, device='meta', dtype=like.dtype))
+        images = torch.empty(PROBE_BATCH, *input_size, device='meta', dtype=like.dtype)
+        try:
+            features = twin.forward_features(images)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f'forward_features of {type(backbone).__name__} must take images {tuple(images.shape)}, by its own '
+                f'input size and channels, got: {error}') from error
         branches = list(features) if isinstance(features, (list, tuple)) else [features]
         _check_branches(branches, type(backbone).__name__)
         params = dict(twin.named_parameters())

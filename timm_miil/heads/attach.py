@@ -40,7 +40,8 @@ class BackboneWithHead(nn.Module):
             `num_classes=0` and `pre_logits=True`; the head always reads unpooled features.
 
     Raises:
-        ValueError: If global_pool is unknown, or the backbone's features are neither maps nor tokens.
+        ValueError: If global_pool is unknown, or the backbone fails on images of its input size or its features are
+            neither maps nor tokens.
         TypeError: If the backbone lacks `forward_features`.
 
     Attributes:
@@ -344,7 +345,7 @@ def attach_head(
         The new model.
 
     Raises:
-        ValueError: If the model's features are neither maps nor tokens.
+        ValueError: If the model fails on images of its input size, or its features are neither maps nor tokens.
         TypeError: If it is not a timm image model.
 
     Example:
