@@ -39,15 +39,27 @@ class CrossAttention(nn.Module):
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         """Attend from query (B or 1, G, D) to memory (B, N, D); returns (B, G, D)."""
+        key, value = self.project_memory(memory)
+        return self.attend(self.project_query(query), key, value)
+
+    def project_query(self, query: Tensor) -> Tensor:
+        """Query (B or 1, G, D) as `attend` takes it, (B or 1, heads, G, D / heads)."""
+        dim = query.shape[2]
+        return self._split(F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim]))
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of memory (B, N, D), each (B, heads, N, D / heads)."""
         dim = memory.shape[2]
-        query = self._split(F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim]))
         key, value = F.linear(memory, self.in_proj_weight[dim:], self.in_proj_bias[dim:]).chunk(2, dim=-1)
-        key, value = self._split(key), self._split(value)
+        return self._split(key), self._split(value)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention (B, G, D) of projected queries over projected memory."""
         drop_rate = self.drop_rate if self.training else 0.0
-        if drop_rate > 0 and draws_noise_itself(memory):  # where torch has no fused attention with dropout
+        if drop_rate > 0 and draws_noise_itself(value):  # where torch has no fused attention with dropout
             x = dropout(_attend(query, key), drop_rate, True).to(value.dtype) @ value
         else:
-            query = query.expand(memory.shape[0], -1, -1, -1)
+            query = query.expand(key.shape[0], -1, -1, -1)
             x = F.scaled_dot_product_attention(query, key, value, dropout_p=drop_rate)
         return self.out_proj(x.transpose(1, 2).flatten(2))
 
@@ -116,11 +128,19 @@ class QueryDecoder(nn.Module):
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         """Decode queries (G, D) against memory (B, N, D) into (B, G, D)."""
+        query = self.prepare(query, memory.shape[0])
+        return self.finish(query, self.attn(query, memory))
+
+    def prepare(self, query: Tensor, batch: int) -> Tensor:
+        """Queries (G, D) as the attention sees them: (1, G, D), in training with a mask an image (B, G, D)."""
         query = query.unsqueeze(0)
         if self.training and not self.shared_query_dropout:
-            query = query.expand(memory.shape[0], -1, -1)  # each image draws its own dropout mask
-        query = self.norm1(query + self._drop(query))
-        query = self.norm2(query + self._drop(self.attn(query, memory)))
+            query = query.expand(batch, -1, -1)  # each image draws its own dropout mask
+        return self.norm1(query + self._drop(query))
+
+    def finish(self, query: Tensor, attended: Tensor) -> Tensor:
+        """What comes behind the attention: prepared queries and attended memory (B, G, D) to decoded queries."""
+        query = self.norm2(query + self._drop(attended))
         hidden = self._drop(F.relu(self.linear1(query)))
         return self.norm3(query + self._drop(self.linear2(hidden)))
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_miil._checks import check_positive, check_range
+from timm_miil.heads._prepared import Memo, is_plain
 from timm_miil.heads.ml_decoder import (
     DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, QueryDecoder, check_classes, flatten_features)
 from timm_miil.heads.text import TEXT_DIM
@@ -87,6 +88,7 @@ class ZeroShotMLDecoder(nn.Module):
         self.num_random_queries = num_random_queries
         self.query_noise = query_noise
         self.chunk_size = chunk_size
+        self._memo: Memo[tuple[Tensor, Tensor]] = Memo()
         self.decoder = QueryDecoder(embed_dim, num_heads, feedforward_dim, drop_rate, device=device, dtype=dtype)
         self.embed = nn.Linear(in_features, embed_dim, device=device, dtype=dtype)
         self.word_embed = nn.Linear(text_dim, embed_dim, device=device, dtype=dtype)
@@ -113,6 +115,7 @@ class ZeroShotMLDecoder(nn.Module):
             ValueError: If the shape is not (K, text_dim) with K at least 1, or a value is not finite.
         """
         self._check_embeddings(embeddings)
+        self._memo.clear()
         like = self.word_embed.weight
         self.text_embeddings = embeddings.detach().to(
             like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
@@ -141,6 +144,7 @@ class ZeroShotMLDecoder(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the head. The embeddings go along, never below float32: the way to half precision and back is exact."""
         given = self.text_embeddings
+        self._memo.clear()
         super()._apply(fn, recurse)
         moved = self.text_embeddings
         if given.is_meta and not moved.is_meta:  # by to_empty; there never were values
@@ -151,6 +155,7 @@ class ZeroShotMLDecoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw fresh weights, as after `to_empty`; the label set stays."""
+        self._memo.clear()
         for module in (self.embed, self.word_embed, self.decoder, self.group_fc):
             module.reset_parameters()
 
@@ -169,10 +174,14 @@ class ZeroShotMLDecoder(nn.Module):
         """
         self._check_queries()
         memory = self._memory(features)
+        key, value = self.decoder.attn.project_memory(memory)
+        known = self._known_queries(features)
+        if known is not None:
+            return self._score(known, key, value)
         embeddings = self._augmented() if self.training else self.text_embeddings
         return torch.cat([
-            self.group_fc(self.decoder(self._project(chunk), memory)) for chunk in embeddings.split(self.chunk_size)
-        ], dim=1)
+            self._score(self._prepare(chunk, memory.shape[0]), key, value)
+            for chunk in embeddings.split(self.chunk_size)], dim=1)
 
     def attention_maps(self, features: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Where the query of each label looks, averaged over attention heads, as in evaluation: no dropout.
@@ -196,6 +205,41 @@ class ZeroShotMLDecoder(nn.Module):
         return torch.cat([
             self.decoder.attention_weights(self._project(chunk), memory).mean(1)
             for chunk in embeddings.split(self.chunk_size)], dim=1)
+
+    def _prepare(self, embeddings: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Queries of embeddings (G, E) as the decoder sees them, and their projection for its attention."""
+        query = self.decoder.prepare(self._project(embeddings), batch)
+        return query, self.decoder.attn.project_query(query)
+
+    def _score(self, queries: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> Tensor:
+        query, projected = queries
+        return self.group_fc(self.decoder.finish(query, self.decoder.attn.attend(projected, key, value)))
+
+    def _known_queries(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What evaluation computed once from weights and labels, where that holds (see `Memo`) and is one chunk."""
+        modules, attn = (self.word_embed, self.decoder.norm1), self.decoder.attn
+        if (self.training or self.decoder.training or self.num_classes > self.chunk_size or not is_plain(features)
+                or any(module._forward_hooks or module._forward_pre_hooks for module in modules)):
+            self._memo.clear()
+            return None
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        return self._memo.get(
+            [self.text_embeddings, attn.in_proj_weight, attn.in_proj_bias, *parameters],
+            lambda: self._prepare(self.text_embeddings, 1))
+
+    @torch.jit.ignore
+    def forget(self) -> None:
+        """Drop what evaluation computed once from the weights, see `MLDecoder.forget`."""
+        self._memo.clear()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode."""
+        self._memo.clear()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._memo.clear()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _check_queries(self) -> None:
         if self.num_classes == 0:
