@@ -6,50 +6,12 @@ import threading
 
 import pytest
 import torch
+from prepared_heads import FEATURES, assert_fresh, holds, in_place, new_head, plain, warm
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from timm_miil.heads import MLDecoder
 from timm_miil.heads._prepared import Memo
-
-FEATURES = torch.randn(3, 6, 2, 2, generator=torch.Generator().manual_seed(1))
-
-
-def new_head(**settings):
-    torch.manual_seed(0)
-    settings = dict(num_classes=25, num_groups=6, embed_dim=16, num_heads=2, feedforward_dim=10) | settings
-    head = MLDecoder(6, **settings).eval()
-    for name, parameter in head.named_parameters():
-        if 'weight' not in name or 'norm' in name:
-            nn.init.normal_(parameter)
-    return head
-
-
-def plain(head, features=FEATURES, low=None):
-    """The logits with a gradient to flow: nothing is prepared."""
-    with torch.enable_grad(), torch.autocast('cpu', dtype=low or torch.bfloat16, enabled=low is not None):
-        logits = head(features)
-    assert logits.requires_grad and not holds(head)
-    return logits.detach()
-
-
-@torch.no_grad()
-def warm(head, features=FEATURES):
-    logits = head(features)
-    assert holds(head)
-    return logits
-
-
-def holds(head):
-    return head._memo._entry is not None
-
-
-def assert_fresh(head, features=FEATURES, **close):
-    """What evaluation gives now is what an empty copy computes plainly."""
-    with torch.no_grad():
-        got = head(features)
-    torch.testing.assert_close(got, plain(copy.deepcopy(head), features), **close)
-    return got
 
 
 @pytest.mark.parametrize('shape', [(3, 6, 2, 2), (3, 5, 6), (2, 6, 12, 12), (1, 6, 1, 1), (0, 5, 6)])
@@ -106,11 +68,6 @@ def ema_update(head):
     ema = ModelEmaV3(head, decay=0.5)
     ema.module = head  # the averaged copy is what evaluates
     ema.update(other)
-
-
-@torch.no_grad()
-def in_place(tensor):
-    tensor.pow_(2)  # a norm would take out a factor
 
 
 @torch.inference_mode()
@@ -261,58 +218,6 @@ def test_a_shallow_copy_with_other_weights_has_its_own_logits():
     assert_fresh(head)
 
 
-@pytest.mark.filterwarnings('ignore:There is a performance drop')  # torch's own
-def test_functional_calls_see_their_parameters():
-    head = new_head()
-    logits = warm(head)
-    other = {key: tensor.detach() * 1.5 for key, tensor in head.named_parameters()}
-    with torch.no_grad():
-        moved = torch.func.functional_call(head, other, (FEATURES,))
-        assert not torch.allclose(moved, logits)
-        torch.testing.assert_close(torch.func.functional_call(head, other, (FEATURES,)), moved)
-    torch.testing.assert_close(warm(head), logits)
-
-    stacked = {key: torch.stack([head.get_parameter(key).detach(), other[key]]) for key in other}
-    with torch.no_grad():
-        both = torch.vmap(lambda weights: torch.func.functional_call(head, weights, (FEATURES,)))(stacked)
-    torch.testing.assert_close(both, torch.stack([logits, moved]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(warm(head), logits)
-
-
-@pytest.mark.filterwarnings('ignore:There is a performance drop')  # torch's own
-def test_transforms_over_features():
-    head = new_head(dtype=torch.float64).requires_grad_(False)
-    features = FEATURES.double()
-    logits = head(features)
-    torch.testing.assert_close(torch.vmap(lambda x: head(x[None])[0])(features), logits)
-    grad = torch.func.grad(lambda x: head(x).square().sum())(features)
-    x = features.clone().requires_grad_()
-    head(x).square().sum().backward()
-    torch.testing.assert_close(grad, x.grad)
-    torch.testing.assert_close(head(features), logits)
-
-
-def test_tracing_holds_weights_not_what_was_prepared():
-    head = new_head()
-    logits = warm(head)
-    weights = dict(head.named_parameters())
-    with torch.no_grad():
-        graph = torch.fx.experimental.proxy_tensor.make_fx(
-            lambda weights, x: torch.func.functional_call(head, weights, (x,)))(weights, FEATURES)
-        torch.testing.assert_close(graph(weights, FEATURES), logits)
-        torch.testing.assert_close(
-            graph({key: tensor * 1.5 for key, tensor in weights.items()}, FEATURES),
-            torch.func.functional_call(head, {key: tensor * 1.5 for key, tensor in weights.items()}, (FEATURES,)))
-
-
-def test_fake_tensors_leave_nothing_behind():
-    head = new_head()
-    logits = warm(head)
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        assert head(FEATURES).shape == (3, 25)
-    assert torch.equal(warm(head), logits)
-
-
 def test_parts_that_were_replaced_or_hooked_are_called():
     class Doubled(nn.Linear):
         def forward(self, x):
@@ -390,48 +295,6 @@ def test_threads_share_a_head():
 @torch.no_grad()
 def warm_or_not(head):
     return head(FEATURES)
-
-
-@pytest.mark.parametrize('training', [False, True])
-def test_compiled_graphs_are_whole_and_follow_the_weights(training):
-    head = new_head(drop_rate=0.0)
-    warm(head)
-    compiled = torch.compile(head, fullgraph=True, backend='aot_eager')
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(FEATURES), warm(head))
-        in_place(head.query_embed)
-        torch.testing.assert_close(compiled(FEATURES), assert_fresh(head))
-    head.train(training)
-    compiled(FEATURES).sum().backward()
-    got = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}
-    head.zero_grad()
-    head(FEATURES).sum().backward()
-    torch.testing.assert_close(got, {name: parameter.grad for name, parameter in head.named_parameters()})
-
-
-def test_compiled_training_draws_masks():
-    head = new_head(drop_rate=0.5).train()
-    compiled = torch.compile(head, fullgraph=True, backend='aot_eager')
-    assert not torch.equal(compiled(FEATURES), compiled(FEATURES))
-
-
-def test_export_of_a_warm_head_keeps_its_weights():
-    head = new_head()
-    logits = warm(head)
-    program = torch.export.export(head, (FEATURES,), dynamic_shapes=({0: torch.export.Dim('batch')},))
-    assert not program.constants
-    assert set(program.state_dict) == set(head.state_dict())
-    torch.testing.assert_close(program.module()(FEATURES.repeat(4, 1, 1, 1)), logits.repeat(4, 1))
-
-
-@pytest.mark.filterwarnings('ignore:.torch.jit', 'ignore::torch.jit.TracerWarning')
-def test_jit_traces_follow_the_weights():
-    head = new_head()
-    warm(head)
-    with torch.no_grad():
-        traced = torch.jit.trace(head, FEATURES)
-        in_place(head.query_embed)
-        torch.testing.assert_close(traced(FEATURES), assert_fresh(head))
 
 
 def test_memo_compares_samples_in_host_memory():

@@ -233,8 +233,9 @@ class MLDecoder(nn.Module):
     def forget(self) -> None:
         """Drop what evaluation computed once from the weights; the next batch computes it anew.
 
-        Needed only after weights on an accelerator were written past torch's version counters, as by
-        `parameter.data.copy_(...)`, and the head is neither trained, moved nor loaded before it evaluates again.
+        Training, moving, loading and whatever torch's version counters see do so by themselves. It is for what is
+        written past those, as by `parameter.data[3] = row`, between two evaluations: on an accelerator that is not
+        seen, in host memory only where a sample of the weights changes, as it does when all of them do.
         """
         self._memo.clear()
 
