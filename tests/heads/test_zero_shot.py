@@ -1,4 +1,5 @@
 """The zero-shot ML-Decoder: golden fixtures, label sets, augmentations, chunks and errors."""
+import copy
 import datetime
 import json
 import subprocess
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 from timm_miil.heads import ZeroShotMLDecoder, convert_original_state_dict
 
@@ -63,6 +65,18 @@ def build(num_labels=7, **options):
         torch.nn.init.normal_(parameter)
     head.set_queries(torch.randn(num_labels, 10, dtype=torch.float64))
     return head, torch.randn(2, 9, 6, dtype=head.embed.weight.dtype)
+
+
+class CountLinear(TorchFunctionMode):
+    """Counts the products with one weight."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight, self.calls = weight, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += func is torch.nn.functional.linear and args[1] is self.weight
+        return func(*args, **(kwargs or {}))
 
 
 def by_attention(head, features, embeddings):
@@ -203,6 +217,38 @@ def test_compile_and_export_agree_with_eager_and_follow_the_label_set():
     exported = torch.export.export(head, (features,), dynamic_shapes=(batch,), strict=False).module()
     features = torch.randn(5, 9, 6, dtype=torch.float64)
     torch.testing.assert_close(exported(features), head(features))
+
+
+@pytest.mark.parametrize('change', ['labels', 'weights', 'data', 'load', 'move', 'queries of one size', 'hook', 'none'])
+def test_evaluation_projects_the_queries_once_until_something_changes(change):
+    head, features = build()
+    with torch.no_grad():
+        with CountLinear(head.word_embed.weight) as first:
+            before = head(features)
+        with CountLinear(head.word_embed.weight) as second:
+            assert torch.equal(head(features), before)
+        assert (first.calls, second.calls) == (1, 0)
+        if change == 'labels':
+            head.set_queries(torch.randn(7, 10))
+        elif change == 'weights':
+            head.word_embed.weight.mul_(2)
+        elif change == 'data':
+            head.decoder.norm1.weight.data.mul_(2)
+        elif change == 'load':
+            head.load_state_dict({key: 2 * value for key, value in head.state_dict().items()})
+        elif change == 'move':
+            head, features = head.float(), features.float()
+        elif change == 'queries of one size':
+            head.text_embeddings.mul_(2)
+        elif change == 'hook':
+            head.word_embed.register_forward_hook(lambda module, inputs, output: output.flip(-1))
+        fresh = copy.deepcopy(head)
+        fresh.forget()
+        after = head(features)
+        torch.testing.assert_close(after, fresh(features), rtol=0, atol=0)
+        assert torch.allclose(after.double(), before, atol=1e-4) == (change in ('move', 'none'))
+    head(features).sum().backward()  # gradients flow past what is remembered
+    assert all(parameter.grad is not None for parameter in head.parameters())
 
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak is reset through /proc')
