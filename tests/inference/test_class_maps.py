@@ -235,6 +235,7 @@ class Pooled(nn.Module):
 
 
 def test_a_model_without_positions_is_told():
+    pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
     with pytest.raises(PredictionError, match=r'^Pooled gives no single map of features, got \(1, 3\)'):
         class_maps(Pooled(), pictures(1, 8, 8), [0], method='grad_cam')
 
