@@ -176,5 +176,6 @@ def test_optional_packages_are_the_ones_the_extras_install():
         (extra, re.match(r'[\w-]+', requirement)[0])
         for extra, requirements in settings['options.extras_require'].items() if extra not in ('test', 'dev')
         for requirement in requirements.split()}
-    distribution = {'sklearn': 'scikit-learn', 'pytorch_grad_cam': 'grad-cam'}
+    distribution = {
+        'sklearn': 'scikit-learn', 'pytorch_grad_cam': 'grad-cam', 'sentence_transformers': 'sentence-transformers'}
     assert {(extra, distribution.get(name, name)) for name, extra in EXTRA_OF_IMPORT.items()} == installs
