@@ -78,7 +78,7 @@ def in_place_in_inference_mode(head):
 CHANGES = {
     'optimizer step': optimizer_step,
     'query, in place': lambda head: in_place(head.query_embed),
-    'query, one row': lambda head: in_place(head.query_embed[3]),
+    'query, one number': lambda head: in_place(head.query_embed[0, 1:2]),  # not in the sample
     'norm, in place': lambda head: in_place(head.decoder.norm1.bias),
     'norm behind, in place': lambda head: in_place(head.decoder.norm3.weight),
     'projection, in place': lambda head: in_place(head.decoder.attn.in_proj_weight[:16]),
@@ -177,6 +177,9 @@ def test_autocast_is_part_of_what_is_remembered(low):
     assert (narrow - wide).norm() / wide.norm() < 0.02
     assert (narrow - wanted).norm() / wide.norm() < 0.02
     assert not torch.equal(narrow, wide)
+    assert torch.equal(warm(head), wide)
+    with torch.autocast('cpu', dtype=low):
+        assert torch.equal(warm(head), narrow)
     assert torch.equal(warm(head), wide)
 
 
