@@ -207,6 +207,12 @@ def test_each_augmentation_alone():
     torch.set_rng_state(state)
 
 
+@pytest.mark.filterwarnings('ignore:.torch.jit.script:FutureWarning', 'ignore:.torch.jit.script:DeprecationWarning')
+def test_script_agrees_with_eager():
+    head, features = build(chunk_size=4)
+    torch.testing.assert_close(torch.jit.script(head)(features), head(features))
+
+
 def test_compile_and_export_agree_with_eager_and_follow_the_label_set():
     head, features = build(chunk_size=4)
     compiled = torch.compile(head, fullgraph=True, backend='aot_eager')

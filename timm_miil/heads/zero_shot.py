@@ -175,9 +175,10 @@ class ZeroShotMLDecoder(nn.Module):
         self._check_queries()
         memory = self._memory(features)
         key, value = self.decoder.attn.project_memory(memory)
-        known = self._known_queries(features)
-        if known is not None:
-            return self._score(known, key, value)
+        if not torch.jit.is_scripting():            # type: ignore[attr-defined]
+            known = self._known_queries(features)
+            if known is not None:
+                return self._score(known, key, value)
         embeddings = self._augmented() if self.training else self.text_embeddings
         return torch.cat([
             self._score(self._prepare(chunk, memory.shape[0]), key, value)
