@@ -22,7 +22,7 @@ from timm_miil.heads._prepared import Evaluation, Memo, is_plain
 
 __all__ = [
     'DROP_RATE', 'EMBED_DIM', 'FEEDFORWARD_DIM', 'NUM_HEADS', 'CrossAttention', 'GroupLinear', 'MLDecoder',
-    'QueryDecoder', 'check_classes', 'convert_original_state_dict', 'flatten_features',
+    'QueryDecoder', 'check_classes', 'convert_original_state_dict', 'flatten_features', 'view_tokens',
 ]
 
 NUM_GROUPS = 100
