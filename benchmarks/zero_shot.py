@@ -28,7 +28,6 @@ METHODS: dict[str, dict[str, str]] = {
 }
 ABLATION = {  # of the first seed only
     'zero-shot, no query noise': {'model.args.query_noise': '0.0'},
-    'zero-shot, random queries': {'model.args.query_noise': '0.0', 'model.args.num_random_queries': '10'},
     'zero-shot, query noise and random queries': {'model.args.num_random_queries': '10'},
 }
 K = 3

@@ -14,12 +14,14 @@ HEADS = {
     'fc': 'one linear layer on pooled features',
     'ml_decoder': 'ML-Decoder: cross-attention of one query a group of classes',
     'sdl_embedding': 'linear layer to several rows in word-vector space, one score a word',
+    'zero_shot_ml_decoder': 'ML-Decoder whose queries are embeddings of the labels, one score a label',
 }
 
 METRICS = {
     'mAP': 'mean over classes of average precision, percent',
     'top1': 'top-1 accuracy, percent',
     'semantic_top1': 'top-1 accuracy averaged over the levels of the label tree, percent',
+    'unseen_mAP': 'mean over labels that were not trained on of average precision, percent',
 }
 
 _LATEX = str.maketrans({char: f'\\{char}' for char in '&%$#_'})
