@@ -246,6 +246,84 @@ def test_parts_that_were_replaced_or_hooked_are_called():
     assert not torch.allclose(assert_fresh(head), logits)
 
 
+def silent(module):
+    """The module, of a class of its own whose calls give zeros."""
+    kind = type(module)
+    module.__class__ = type('Silent', (kind,), {'forward': lambda self, *args: 0 * kind.forward(self, *args)})
+
+
+def silent_forward(module):
+    forward = module.forward
+    module.forward = lambda *args: 0 * forward(*args)
+
+
+@pytest.mark.parametrize('change', [silent, silent_forward])
+@pytest.mark.parametrize('part', ['decoder', 'decoder.attn', 'decoder.linear1', 'decoder.norm2', 'group_fc'])
+def test_parts_of_another_class_or_call_are_called(part, change):
+    head = new_head()
+    logits = warm(head)
+    change(head.get_submodule(part))
+    with torch.no_grad():
+        got = head(FEATURES)
+    assert not torch.allclose(got, logits)
+    torch.testing.assert_close(got, plain(head))
+
+
+def test_a_decoder_of_any_class_is_called():
+    class Repeat(nn.Module):
+        def forward(self, query, memory):
+            return query.expand(len(memory), -1, -1)
+
+    head = new_head()
+    warm(head)
+    head.decoder = Repeat()
+    with torch.no_grad():
+        torch.testing.assert_close(head(FEATURES), head.group_fc(head.query_embed.expand(3, -1, -1)))
+
+
+def test_hooks_on_all_modules_see_all_modules():
+    head = new_head()
+    warm(head)
+    seen = set()
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
+    try:
+        with torch.no_grad():
+            head(FEATURES)
+    finally:
+        hook.remove()
+    assert seen == set(head.modules())
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit')  # torch's own
+def test_dual_numbers_are_not_remembered():
+    head = new_head(dtype=torch.float64).requires_grad_(False)
+    warm(head, FEATURES.double())
+    bias = head.group_fc.bias
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(bias.detach(), torch.ones_like(bias))
+        logits = torch.func.functional_call(head, {'group_fc.bias': dual}, FEATURES.double())
+        tangent = torch.autograd.forward_ad.unpack_dual(logits).tangent
+    torch.testing.assert_close(tangent, torch.ones_like(logits))
+    assert not holds(head)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_cuda_graphs_leave_nothing_behind_and_follow_the_weights():
+    head, features = new_head().cuda(), FEATURES.cuda()
+    with torch.no_grad():
+        wanted = head(features)  # also what libraries need before a capture
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = head(features)
+        assert not holds(head)
+        torch.testing.assert_close(head(features), wanted)
+        graph.replay()
+        torch.testing.assert_close(captured, wanted)
+        head.group_fc.bias.add_(1)
+        graph.replay()
+        torch.testing.assert_close(captured, wanted + 1)
+
+
 def test_a_part_left_in_training_mode_drops_out():
     head = new_head(drop_rate=0.5)
     warm(head)

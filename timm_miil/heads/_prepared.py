@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ Value = TypeVar('Value', bound=tuple[object, ...])
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether this is an ordinary tensor in ordinary execution: no compiler, tracer, transform, mode or subclass."""
-    # No public name tells whether torch.func.vmap or grad is at work, or a mode that sees every operation.
+    # No public name tells whether torch.func.vmap or grad is at work, dual numbers, or a mode that sees all operations.
     return type(tensor) in PLAIN_TYPES and not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()                   # type: ignore[attr-defined]
         or torch._C._are_functorch_transforms_active()
-        or is_in_torch_dispatch_mode())
+        or is_in_torch_dispatch_mode()
+        or forward_ad._current_level >= 0
+        or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()))  # a CUDA graph computes nothing yet
 
 
 class Memo(Generic[Value]):
@@ -79,7 +82,8 @@ class Memo(Generic[Value]):
 class _Entry(Generic[Value]):
     def __init__(self, sources: Sequence[Tensor], stamp: list[object], value: Value) -> None:
         self.sources, self.stamp, self.value = tuple(sources), stamp, value
-        self.views = [x.detach().flatten()[::max(1, x.numel() // SAMPLES)] for x in sources if x.is_cpu]
+        self.aliases = [x.detach() for x in sources]  # while they live, no other tensor gets their address
+        self.views = [x.flatten()[::max(1, x.numel() // SAMPLES)] for x in self.aliases if x.is_cpu]
         self.sample = torch.cat(self.views) if self.views else None
 
     def holds(self, sources: Sequence[Tensor], stamp: list[object]) -> bool:
@@ -136,15 +140,18 @@ class Evaluation(NamedTuple):
 
     @classmethod
     def fits(cls, head: 'MLDecoder') -> bool:
-        """Whether all parts evaluate, are of the classes that `of` knows (LoRA puts in others) and have no hooks."""
+        """Whether all parts evaluate, and are of the classes that `of` knows (LoRA puts in others), as those are.
+
+        That the decoder, its attention and the last layer are of their classes, the head has asked.
+        """
         decoder = head.decoder
         linears = head.embed, decoder.attn.out_proj, decoder.linear1, decoder.linear2
         norms = decoder.norm1, decoder.norm2, decoder.norm3
         return (
             not (head.training or decoder.training or decoder.attn.training)
             and all(type(x) is nn.Linear for x in linears) and all(type(x) is nn.LayerNorm for x in norms)
-            and not any(x._forward_hooks or x._forward_pre_hooks or x._backward_hooks or x._backward_pre_hooks
-                        for x in (*linears, *norms, decoder, decoder.attn, head.group_fc)))
+            and not nn.modules.module._has_any_global_hook()
+            and not any(map(_is_altered, (*linears, *norms, decoder, decoder.attn, head.group_fc))))
 
     @classmethod
     def of(cls, head: 'MLDecoder') -> 'Evaluation':
@@ -203,3 +210,10 @@ class Evaluation(NamedTuple):
             # The product reads the map in place: a copy of many positions costs more than a product an image.
             return torch.baddbmm(bias, tokens, weight.t().expand(len(tokens), -1, -1))
         return F.linear(tokens.contiguous(), weight, bias)
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether a call does more than the class says: by hooks, or by a `forward` of the instance."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        or 'forward' in vars(module))

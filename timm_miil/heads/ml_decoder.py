@@ -241,10 +241,15 @@ class MLDecoder(nn.Module):
 
     def _evaluation(self, features: Tensor) -> Evaluation | None:
         """What evaluation computed once, where that holds: see `Memo`."""
-        if not is_plain(features) or type(self.group_fc) is not GroupLinear or not Evaluation.fits(self):
+        if not is_plain(features) or not self._has_own_parts() or not Evaluation.fits(self):
             self._memo.clear()
             return None
         return self._memo.get(Evaluation.sources(self), functools.partial(Evaluation.of, self))
+
+    def _has_own_parts(self) -> bool:
+        return (
+            type(self.group_fc) is GroupLinear and type(self.decoder) is QueryDecoder
+            and type(self.decoder.attn) is CrossAttention)
 
     def train(self, mode: bool = True) -> 'MLDecoder':
         """Set training or evaluation mode."""
