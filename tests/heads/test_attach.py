@@ -173,6 +173,8 @@ def test_group_patterns_move_below_the_prefix(pattern, name, found):
 def test_what_is_no_timm_model_is_refused():
     with pytest.raises(TypeError, match='backbone must be a timm image model, got Linear without forward_features'):
         attach_head(nn.Linear(2, 2), 20)
+    with pytest.raises(TypeError, match='got FeatureListNet without .* without features_only'):
+        attach_head(timm.create_model('resnet10t', features_only=True, device='meta'), 20)
     with pytest.raises(ValueError, match="global_pool must be one of 'avg', '', got 'token'"):
         BackboneWithHead(timm.create_model('resnet10t', device='meta'), 20, SMALL_HEAD, global_pool='token')
 
@@ -190,6 +192,27 @@ def test_what_is_neither_maps_nor_tokens_is_refused(outputs, got):
 
     with pytest.raises(ValueError, match=rf'forward_features of Odd must give a map .*, got {got}; this backbone'):
         attach_head(Odd(3, 3, 1), 20)
+
+
+def test_wrong_heads_and_classes_leave_the_model_as_it_was():
+    backbone = timm.create_model('resnet10t', device='meta')
+    with pytest.raises(ValueError, match='num_classes must be at least 1, got -1'):
+        attach_head(backbone, -1)
+    with pytest.raises(TypeError, match='num_classes must be an int, got float 2.0'):
+        attach_head(backbone, 2.0)
+    with pytest.raises(TypeError, match=r"head must be a class or function, got 'csra'; .*\.partial\(create_head"):
+        attach_head(backbone, 20, 'csra')
+    assert backbone.num_classes == backbone.fc.out_features == 1000
+
+
+@pytest.mark.parametrize('name', ['resnet10t', 'mambaout_femto', 'vit_tiny_patch16_224', 'efficientvim_m1'])
+def test_a_model_that_has_a_head_gets_another(name):
+    once = attach_head(timm.create_model(name, device='meta'), 5, SMALL_HEAD)
+    twice = attach_head(once, 7, SMALL_HEAD)
+    for fact in ('layout', 'output_fmt', 'num_features', 'num_prefix_tokens'):
+        assert getattr(twice, fact) == getattr(once, fact)
+    assert twice(torch.empty(2, 3, 224, 224, device='meta')).shape == (2, 7)
+    assert once.num_classes == 0
 
 
 def test_a_backbone_that_fails_on_its_input_is_refused_with_the_reason():

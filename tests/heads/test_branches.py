@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from timm_miil.heads import MLDecoder, attach_head
 from timm_miil.heads._features import join_branches
+from timm_miil.heads.ml_decoder import flatten_features
 
 SMALL_HEAD = partial(MLDecoder, embed_dim=16, num_heads=2, feedforward_dim=16)
 BRANCHES = {  # layout, widths, lengths with prefix tokens, prefix tokens, at 224 or 240 pixels
@@ -124,7 +125,13 @@ def test_features_are_not_copied_on_their_way_to_the_head(name, layout):
     model = attach_head(timm.create_model(name), 2, SMALL_HEAD)
     features = model.forward_features(torch.rand(1, 3, 224, 224))
     assert model.layout == layout
-    assert model.head_input(features).data_ptr() == features.data_ptr()
+    read = model.head_input(features)
+    assert read.shape[1 if read.ndim == 4 else 2] == model.num_features
+    assert read.ndim == features.ndim  # a map stays one: Query2Label encodes where its positions lie
+    if layout != 'NCHW':  # tokens of one row behind the other, and so of a map that has its channels last
+        read = flatten_features(read, model.num_features)
+        assert read.is_contiguous()
+    assert read.data_ptr() == features.data_ptr()
 
 
 @pytest.mark.parametrize('backbone', [naflex, gemma])  # gives the mask with its tokens, or not
@@ -166,6 +173,23 @@ def test_patches_for_a_backbone_that_takes_images_are_refused():
     model = attach_head(timm.create_model('resnet10t', device='meta'), 5, SMALL_HEAD)
     with pytest.raises(TypeError, match=r'x must be images \(B, 3, H, W\), got a dict; ResNet takes no patches'):
         model(batch)
+
+
+def test_patches_without_a_mask_are_all_valid_and_without_the_rest_refused():
+    torch.manual_seed(0)
+    model = attach_head(naflex(), 5, SMALL_HEAD).eval()
+    batch = batch_of([torch.randn(3, 48, 64), torch.randn(3, 48, 64)], length=12)
+    del batch['seq_len']
+    with torch.no_grad():
+        want = model(batch)
+        batch['patch_valid'] = batch['patch_valid'].long()  # as timm takes it
+        torch.testing.assert_close(model(batch), want)
+        del batch['patch_valid']
+        torch.testing.assert_close(model(batch), want)
+    with pytest.raises(ValueError, match="x must have 'patch_coord', got a dict of patches"):
+        model({'patches': batch['patches']})
+    with pytest.raises(ValueError, match="x must have 'patches' and 'patch_coord', got a dict of nothing"):
+        model({})
 
 
 def test_patches_that_are_merged_are_refused():

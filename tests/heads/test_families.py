@@ -81,7 +81,7 @@ def test_the_smallest_of_each_family_carries_the_head(family):
     images = torch.rand(2, chans, *(size if device == 'meta' else (side, side)), device=device, requires_grad=True)
 
     features = model.forward_features(images)
-    assert model.head_input(features).shape[1 if model.layout == 'NCHW' else -1] == model.num_features
+    assert model.head_input(features).shape[1 if model.layout in ('NCHW', 'NHWC') else 2] == model.num_features
     assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
     logits = model.forward_head(features)
     assert logits.shape == (2, NUM_CLASSES)

@@ -170,8 +170,8 @@ def test_it_goes_on_timm_bodies(name, layout):
     images = torch.rand(2, *(3, settings.get('img_size', 64), settings.get('img_size', 64)))
     features = model.forward_features(images)
     assert model(images).shape == (2, K)
-    tokens = features.flatten(1, 2) if layout == 'NHWC' else features
-    torch.testing.assert_close(model.head(tokens), model(images))
+    read = features.permute(0, 3, 1, 2).contiguous() if layout == 'NHWC' else features
+    torch.testing.assert_close(model.head(read), model(images))
     model.reset_classifier(7)
     assert model(images).shape == (2, 7)
     model.reset_classifier(0)

@@ -3,10 +3,10 @@
 What a backbone gives is found by looking at the output of `forward_features` and at its gradient. Weights that take
 no part in it (a convolution behind the pool, a norm of the old head) are taken out, so that every parameter trains.
 
-A map (B, D, H, W), (B, H, W, D) and tokens (B, N, D) go to the head as they are. Of several branches, such as
-CrossViT's, the head reads all tokens, one branch behind the other; each branch has channels of its own and zeros in
-those of the others, so the head's first linear layer is one for each branch. Of patches with padding (NaFlex) it reads
-those that are valid.
+A map (B, D, H, W) and tokens (B, N, D) go to the head as they are, a map (B, H, W, D) as a view with the channels
+first. Of several branches, such as CrossViT's, the head reads all tokens, one branch behind the other; each branch has
+channels of its own and zeros in those of the others, so the head's first linear layer is one for each branch. Of
+patches with padding (NaFlex) it reads those that are valid.
 """
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from timm_miil._checks import check_choice, check_positive
+from timm_miil._checks import check_choice, check_positive, shown
 from timm_miil._timm import update_model_args, update_model_input_size
 from timm_miil.heads._features import Features, adapt_to_features, as_tokens, join_branches
 from timm_miil.heads._grid import find_grid
@@ -40,13 +40,13 @@ class BackboneWithHead(nn.Module):
             `num_classes=0` and `pre_logits=True`; the head always reads unpooled features.
 
     Raises:
-        ValueError: If global_pool is unknown, or the backbone fails on images of its input size or its features are
-            neither maps nor tokens.
-        TypeError: If the backbone lacks `forward_features`.
+        ValueError: If num_classes is negative, global_pool is unknown, or the backbone fails on images of its input
+            size or its features are neither maps nor tokens. It may have lost its classifier by then.
+        TypeError: If the backbone lacks `forward_features`, num_classes is not an int, or head cannot be called.
 
     Attributes:
         num_features: Channels that the head reads; of several branches, the sum.
-        layout: 'NCHW', 'NHWC', 'NLC' or 'NCL', of the features.
+        layout: 'NCHW', 'NHWC', 'NLC' or 'NCL', of the features; `output_fmt` is timm's name for it.
         num_prefix_tokens: Tokens before the positions, such as a class token; of several branches, in each.
     """
 
@@ -66,15 +66,22 @@ class BackboneWithHead(nn.Module):
     ) -> None:
         super().__init__()
         check_choice(global_pool=global_pool, choices=POOLS)
+        if num_classes != 0:
+            check_positive(num_classes=num_classes)
+        if not callable(head):
+            raise TypeError(
+                f'head must be a class or function, got {shown(head)}; for a head by name give '
+                f"functools.partial(create_head, 'ml_decoder').")
         if not hasattr(backbone, 'forward_features'):
             raise TypeError(
                 f'backbone must be a timm image model, got {type(backbone).__name__} without forward_features(); '
-                f'create it with timm.create_model.')
+                f'create it with timm.create_model, without features_only.')
         if hasattr(backbone, 'reset_classifier'):  # encoders of language models have no classifier
             backbone.reset_classifier(0)
         kind = adapt_to_features(backbone)
         self.num_features = sum(kind.widths)
         self.layout: str = kind.layout
+        self.output_fmt: str = kind.layout
         self.num_prefix_tokens = kind.num_prefix_tokens
         self.backbone = backbone
         self.feature_info = getattr(backbone, 'feature_info', [])
@@ -180,7 +187,7 @@ class BackboneWithHead(nn.Module):
 
         Args:
             x: Images (B, in_chans, H, W). A NaFlex backbone takes its loader's batches too: 'patches', 'patch_coord'
-                and 'patch_valid'.
+                and 'patch_valid'; without the last, all are valid.
 
         Returns:
             A map or tokens; a list of them, if the backbone has several branches; for patches, a dict of the tokens
@@ -188,7 +195,8 @@ class BackboneWithHead(nn.Module):
 
         Raises:
             TypeError: If the backbone takes no patches.
-            ValueError: If the backbone merges patches, so that padding cannot be told from them.
+            ValueError: If a batch lacks its patches or where they lie, or the backbone merges patches, so that padding
+                cannot be told from them.
         """
         if isinstance(x, Tensor):
             return self.backbone.forward_features(x)
@@ -199,8 +207,14 @@ class BackboneWithHead(nn.Module):
         kind = type(self.backbone).__name__
         if 'patch_coord' not in inspect.signature(self.backbone.forward_features).parameters:
             raise TypeError(f'x must be images (B, {self.in_chans}, H, W), got a dict; {kind} takes no patches.')
-        valid = x['patch_valid']
-        features = self.backbone.forward_features(x['patches'], patch_coord=x['patch_coord'], patch_valid=valid)
+        missing = [key for key in ('patches', 'patch_coord') if key not in x]
+        if missing:
+            raise ValueError(
+                f'x must have {" and ".join(map(repr, missing))}, got a dict of {", ".join(x) or "nothing"}; give '
+                f"images, or a NaFlex loader's batch.")
+        coord, valid = x['patch_coord'], x.get('patch_valid')
+        valid = torch.ones_like(coord[..., 0], dtype=torch.bool) if valid is None else valid.bool()
+        features = self.backbone.forward_features(x['patches'], patch_coord=coord, patch_valid=valid)
         if not isinstance(features, Tensor):  # patch dropout may have left fewer
             features, valid = features['patches'], features['patch_valid']
         if features.shape[1] != self.num_prefix_tokens + valid.shape[1]:
@@ -246,10 +260,13 @@ class BackboneWithHead(nn.Module):
             features: What `forward_features` gave.
 
         Returns:
-            A map (B, num_features, H, W), or tokens (B, N, num_features), with prefix tokens and any padding.
+            A map (B, num_features, H, W), or tokens (B, N, num_features), with prefix tokens and any padding; of one
+            map or one branch of tokens a view.
         """
         if isinstance(features, Tensor):
-            return features if self.layout in ('NCHW', 'NLC') else as_tokens(features, self.layout)
+            if self.layout == 'NHWC':
+                return features.permute(0, 3, 1, 2)
+            return features if self.layout == 'NCHW' else as_tokens(features, self.layout)
         return self._join(features)
 
     @torch.jit.unused
@@ -337,7 +354,7 @@ def attach_head(
 
     Args:
         model: A timm image model with any weights; changed in place and kept as `.backbone`.
-        num_classes: Number of classes.
+        num_classes: Number of classes; 0 for no head, then the result gives pooled features.
         head: Class or function called with in_features, num_classes, device and dtype; fix further arguments with
             `functools.partial(MLDecoder, num_groups=50)`.
 
@@ -345,8 +362,9 @@ def attach_head(
         The new model.
 
     Raises:
-        ValueError: If the model fails on images of its input size, or its features are neither maps nor tokens.
-        TypeError: If it is not a timm image model.
+        ValueError: If the model fails on images of its input size, its features are neither maps nor tokens, or
+            num_classes is negative.
+        TypeError: If it is not a timm image model, num_classes is not an int, or head cannot be called.
 
     Example:
         >>> import timm, torch
