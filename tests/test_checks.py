@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from timm_miil import _errors
 from timm_miil._checks import (
-    check_choice, check_labels, check_multiple, check_paths, check_positive, check_range, check_same_length,
-    check_same_shape, check_shape, nearest)
+    check_choice, check_labels, check_multiple, check_not_negative, check_paths, check_positive, check_range,
+    check_same_length, check_same_shape, check_shape, nearest)
 from timm_miil._extras import EXTRA_OF_IMPORT, require
 
 
@@ -34,6 +34,14 @@ def test_nearest_counts_many_names_and_makes_no_far_guess():
 
 
 # ---- choices, ranges, whole numbers
+
+
+def test_a_count_may_be_zero_and_no_less():
+    check_not_negative(num_layers=0, other=2)
+    with pytest.raises(ValueError, match=words('num_layers must be at least 0, got -1.')):
+        check_not_negative(other=0, num_layers=-1)
+    with pytest.raises(TypeError, match='num_layers must be an int, got float 0.0'):
+        check_not_negative(num_layers=0.0)
 
 
 def test_a_choice_among_the_choices_passes():

@@ -10,8 +10,8 @@ if TYPE_CHECKING:  # the catalogue uses this module without torch
 
 __all__ = [
     'check_choice', 'check_class_settings', 'check_floating', 'check_indices', 'check_labels', 'check_multiple',
-    'check_ndim', 'check_paths', 'check_positive', 'check_range', 'check_same_length', 'check_same_shape',
-    'check_shape', 'check_values', 'cut', 'nearest', 'shown',
+    'check_ndim', 'check_not_negative', 'check_paths', 'check_positive', 'check_range', 'check_same_length',
+    'check_same_shape', 'check_shape', 'check_values', 'cut', 'nearest', 'shown',
 ]
 
 # A message may quote what anyone wrote, of any length.
@@ -63,6 +63,14 @@ def check_positive(**named: int) -> None:
         _check_kind(name, value, numbers.Integral, 'an int')
         if value < 1:
             raise ValueError(f'{name} must be at least 1, got {value}.')
+
+
+def check_not_negative(**named: int) -> None:
+    """Raise ValueError unless each named value is a whole number of at least 0."""
+    for name, value in named.items():
+        _check_kind(name, value, numbers.Integral, 'an int')
+        if value < 0:
+            raise ValueError(f'{name} must be at least 0, got {value}.')
 
 
 def check_multiple(*, of: int, **named: int) -> None:

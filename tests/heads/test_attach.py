@@ -153,6 +153,10 @@ def test_reset_classifier_keeps_the_decoder():
     assert torch.equal(model.head.embed.weight, embed)
     with pytest.raises(ValueError, match="global_pool must be one of 'avg', '', got 'max'"):
         model.reset_classifier(7, 'max')
+    with pytest.raises(ValueError, match='num_classes must be at least 0, got -1'):
+        model.reset_classifier(-1)
+    with pytest.raises(TypeError, match='num_classes must be an int, got NoneType None'):
+        model.reset_classifier(None)
     assert model.head.num_classes == 7
 
 
@@ -196,7 +200,7 @@ def test_what_is_neither_maps_nor_tokens_is_refused(outputs, got):
 
 def test_wrong_heads_and_classes_leave_the_model_as_it_was():
     backbone = timm.create_model('resnet10t', device='meta')
-    with pytest.raises(ValueError, match='num_classes must be at least 1, got -1'):
+    with pytest.raises(ValueError, match='num_classes must be at least 0, got -1'):
         attach_head(backbone, -1)
     with pytest.raises(TypeError, match='num_classes must be an int, got float 2.0'):
         attach_head(backbone, 2.0)

@@ -34,7 +34,7 @@ def test_dropout_is_in_training_only():
 
 
 @pytest.mark.parametrize('wrong, error, message', [
-    (lambda: GAPHead(4, 3, num_prefix_tokens=-1), ValueError, 'num_prefix_tokens must be at least 1, got -1'),
+    (lambda: GAPHead(4, 3, num_prefix_tokens=-1), ValueError, 'num_prefix_tokens must be at least 0, got -1'),
     (lambda: GAPHead(4, 3, num_prefix_tokens=1.5), TypeError, 'num_prefix_tokens must be an int'),
     (lambda: GAPHead(4, 3, drop_rate=1.0), ValueError, r'drop_rate must be in \[0, 1\)'),
     (lambda: GAPHead(4, 3, num_prefix_tokens=2)(torch.zeros(1, 2, 4)), ValueError,

@@ -159,7 +159,7 @@ def test_fresh_weights_after_to_empty():
 @pytest.mark.parametrize('setting, error, message', [
     (dict(embed_dim=10), ValueError, 'embed_dim must be a multiple of 4, got 10; the nearest are 8 or 12'),
     (dict(embed_dim=12, num_heads=8), ValueError, 'embed_dim must be a multiple of 8, got 12'),
-    (dict(num_encoder_layers=-1), ValueError, 'num_encoder_layers must be at least 1, got -1'),
+    (dict(num_encoder_layers=-1), ValueError, 'num_encoder_layers must be at least 0, got -1'),
     (dict(num_decoder_layers=0), ValueError, 'num_decoder_layers must be at least 1, got 0'),
     (dict(feedforward_dim=0), ValueError, 'feedforward_dim must be at least 1, got 0'),
     (dict(drop_rate=1.0), ValueError, r'drop_rate must be in \[0, 1\), got 1.0'),

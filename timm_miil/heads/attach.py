@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from timm_miil._checks import check_choice, check_positive, shown
+from timm_miil._checks import check_choice, check_not_negative, check_positive, shown
 from timm_miil._timm import update_model_args, update_model_input_size
 from timm_miil.heads._features import Features, adapt_to_features, as_tokens, join_branches
 from timm_miil.heads._grid import find_grid
@@ -66,8 +66,7 @@ class BackboneWithHead(nn.Module):
     ) -> None:
         super().__init__()
         check_choice(global_pool=global_pool, choices=POOLS)
-        if num_classes != 0:
-            check_positive(num_classes=num_classes)
+        check_not_negative(num_classes=num_classes)
         if not callable(head):
             raise TypeError(
                 f'head must be a class or function, got {shown(head)}; for a head by name give '
@@ -115,8 +114,10 @@ class BackboneWithHead(nn.Module):
             global_pool: New pooling, 'avg' or ''; None keeps it.
 
         Raises:
-            ValueError: If global_pool is unknown.
+            TypeError: If num_classes is not an int.
+            ValueError: If it is negative, or global_pool is unknown.
         """
+        check_not_negative(num_classes=num_classes)
         if global_pool is not None:
             check_choice(global_pool=global_pool, choices=POOLS)
             self.global_pool = global_pool

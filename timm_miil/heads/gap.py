@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_miil._checks import check_positive, check_range
+from timm_miil._checks import check_not_negative, check_positive, check_range
 from timm_miil.heads.ml_decoder import flatten_features
 
 __all__ = ['GAPHead']
@@ -42,8 +42,7 @@ class GAPHead(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(in_features=in_features, num_classes=num_classes)
-        if num_prefix_tokens != 0:
-            check_positive(num_prefix_tokens=num_prefix_tokens)
+        check_not_negative(num_prefix_tokens=num_prefix_tokens)
         check_range(drop_rate=drop_rate, low=0.0, high=1.0)
         self.in_features = in_features
         self.num_classes = num_classes

@@ -276,7 +276,9 @@ def check_classes(classes: Sequence[int] | None, num_classes: int) -> Sequence[i
         return range(num_classes)
     for index in classes:
         if not _is_index(index):
-            raise TypeError(f'classes must be indices, got {shown(index)} of type {type(index).__name__}.')
+            raise TypeError(
+                f'classes must be indices, got {shown(index)} of type {type(index).__name__}; give ints, of a tensor '
+                f'its tolist().')
         if not 0 <= index < num_classes:
             raise ValueError(f'classes must be in [0, {num_classes}), got {shown(index)}.')
     return classes

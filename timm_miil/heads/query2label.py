@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_miil._checks import check_multiple, check_positive, check_range
+from timm_miil._checks import check_multiple, check_not_negative, check_positive, check_range
 from timm_miil.heads.ml_decoder import check_classes, flatten_features
 
 __all__ = [
@@ -241,8 +241,7 @@ class Query2Label(nn.Module):
         check_positive(
             in_features=in_features, num_classes=num_classes, num_heads=num_heads,
             num_decoder_layers=num_decoder_layers)
-        if num_encoder_layers != 0:
-            check_positive(num_encoder_layers=num_encoder_layers)
+        check_not_negative(num_encoder_layers=num_encoder_layers)
         check_range(drop_rate=drop_rate, low=0.0, high=1.0)
         width = in_features if embed_dim is None else embed_dim
         hidden = FEEDFORWARD_RATIO * width if feedforward_dim is None else feedforward_dim
