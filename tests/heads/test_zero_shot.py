@@ -138,6 +138,16 @@ def test_the_label_set_is_a_copy_outside_checkpoint_and_gradients():
     assert other.num_classes == 2
 
 
+def test_labels_set_in_inference_mode_serve_training_too():
+    head, x = build()
+    embeddings = head.text_embeddings
+    with torch.inference_mode():
+        head.set_queries(embeddings.clone())
+    assert not head.text_embeddings.is_inference() and torch.equal(head.text_embeddings, embeddings)
+    head.train()(x).sum().backward()
+    assert head.word_embed.weight.grad.any()
+
+
 def test_half_precision_and_back_is_exact_for_the_embeddings():
     head, features = build(dtype=torch.float32)
     given = torch.randn(7, 10)

@@ -117,8 +117,9 @@ class ZeroShotMLDecoder(nn.Module):
         self._check_embeddings(embeddings)
         self._memo.clear()
         like = self.word_embed.weight
-        self.text_embeddings = embeddings.detach().to(
-            like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+        with torch.inference_mode(False):  # a tensor of inference mode could not be trained with later
+            self.text_embeddings = embeddings.detach().to(
+                like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
 
     def _check_embeddings(self, embeddings: Tensor) -> None:
         if not isinstance(embeddings, Tensor):
@@ -180,9 +181,16 @@ class ZeroShotMLDecoder(nn.Module):
             if known is not None:
                 return self._score(known, key, value)
         embeddings = self._augmented() if self.training else self.text_embeddings
-        return torch.cat([
-            self._score(self._prepare(chunk, memory.shape[0]), key, value)
-            for chunk in embeddings.split(self.chunk_size)], dim=1)
+        batch, num_labels, size = memory.shape[0], embeddings.shape[0], self.chunk_size
+        logits = self._score(self._prepare(embeddings[:size], batch), key, value)
+        if num_labels > size:
+            # Filled in place: small results that stay among large ones that go would keep the C heap from reuse.
+            first, logits = logits, logits.new_empty(batch, num_labels)
+            logits[:, :size] = first
+            for start in range(size, num_labels, size):
+                chunk = embeddings[start:start + size]
+                logits[:, start:start + size] = self._score(self._prepare(chunk, batch), key, value)
+        return logits
 
     def attention_maps(self, features: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """Where the query of each label looks, averaged over attention heads, as in evaluation: no dropout.
