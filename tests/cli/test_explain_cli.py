@@ -70,6 +70,21 @@ def test_the_labels_found_are_shown_unless_told(folder, capsys):
     assert capsys.readouterr().out == 'in/a.png\n  no label\n' and not Path('none').exists()
 
 
+def test_a_zero_shot_model_shows_the_labels_of_a_file(folder, capsys):
+    Path('labels.txt').write_text('purple 7\nred 7\n')
+    assert main(['explain', 'in/a.png', '--labels', 'labels.txt', '--threshold', '0']) == 0
+    lines = [line.split('  ') for line in capsys.readouterr().out.splitlines()[1:]]
+    assert sorted(line[2] for line in lines) == ['purple 7', 'red 7']
+    assert main(['explain', 'in/a.png', '--labels', 'labels.txt', '--label', 'purple 7', '--output', 'one']) == 0
+    assert files_in(Path('one')) == ['a_purple_7.png']
+    np.save('rows.npy', np.random.default_rng(0).normal(size=(2, 300)).astype(np.float32))
+    assert main([
+        'explain', 'in/a.png', '--labels', 'labels.txt', '--embeddings', 'rows.npy', '--label', 'purple 7',
+        '--output', 'given']) == 0
+    pictures = [np.asarray(Image.open(Path(name, 'a_purple_7.png'))) for name in ('one', 'given')]
+    assert not np.array_equal(*pictures)
+
+
 def test_nothing_is_replaced_and_labels_do_not_collide(folder, conv_model, capsys):
     pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
     words = ['explain', 'in/a.png', '--model', str(conv_model), '--output', 'out', '--label', 'a/b', 'a b', '../c']
@@ -109,6 +124,8 @@ def test_the_output_folder_is_not_explained(folder):
 @pytest.mark.parametrize('words, said', [
     (['in', '--label', 'digit 77'], "the model has no label 'digit 77'; did you mean 'digit 7'"),
     (['in', '--label', 'digit 7', '--topk', '2'], '--label says which labels to show; leave out --topk and'),
+    (['in', '--labels', 'none.txt'], 'none.txt must have label names, one a line, and has none'),
+    (['in', '--embeddings', 'none.txt'], 'embeddings are those of labels, got no labels; give their names too'),
     (['in', '--alpha', '2'], 'alpha must be in [0, 1], got 2.0'),
     (['missing.png'], "no such file or folder: 'missing.png'"),
     (['empty'], 'no pictures found; folders are searched for .bmp'),
@@ -117,6 +134,7 @@ def test_the_output_folder_is_not_explained(folder):
 ])
 def test_wrong_use_ends_in_one_line(folder, capsys, words, said):
     Path('empty').mkdir()
+    Path('none.txt').write_text('\n')
     assert main(['explain', *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f'timm-miil explain: {said}') and error.count('\n') == 1 and not Path('explained').exists()

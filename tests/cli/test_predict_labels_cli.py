@@ -105,7 +105,7 @@ def test_embeddings_of_a_file_are_used(name, picture, model_dir, labels, tmp_pat
     (['--labels', 'empty.txt'], 'empty.txt must have label names, one a line, and has none.'),
     (['--labels', 'twice.txt'], "twice.txt must have each label once, and 'cat' is on lines 1 and 3."),
     (['--labels', 'latin.txt'], 'latin.txt must be a text file in UTF-8, and its byte 3 is not; save it as UTF-8.'),
-    (['--embeddings', 'w.txt'], 'embeddings are those of labels, got no labels.'),
+    (['--embeddings', 'w.txt'], 'embeddings are those of labels, got no labels; give their names too.'),
     (['--labels', 'cat.txt', '--embeddings', 'w.txt'],
      "w.txt lacks words of 1 of 1 labels: 'cat'; rename these labels, or take another file."),
     (['--labels', 'cat.txt', '--embeddings', 'narrow.txt'],

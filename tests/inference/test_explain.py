@@ -105,8 +105,8 @@ class Corners(nn.Module):
 @pytest.mark.parametrize('pixel', [(0, 0), (3, 1), (2, 3)])
 def test_the_offset_is_where_features_look(pixel):
     explainer = Explainer(Tagger(Corners(pixel)), method='grad_cam')
-    want = [(2.0 - (place + 0.5)) / 64 for place in pixel]
-    assert explainer.offset == pytest.approx(want, abs=0.5 / 64)
+    want = [2.0 - (place + 0.5) for place in pixel]
+    assert explainer.offset == pytest.approx(want, abs=0.5)
 
 
 def test_the_offset_of_a_residual_network_is_half_a_cell_and_of_a_transformer_none():
@@ -116,8 +116,16 @@ def test_the_offset_of_a_residual_network_is_half_a_cell_and_of_a_transformer_no
             timm.create_model('resnet18', num_classes=2, pretrained_cfg_overlay={'input_size': (3, 160, 160)}),
             timm.create_model('test_vit', num_classes=2)]
     conv, vit = (Explainer(Tagger(model), method='grad_cam').offset for model in models)
-    assert conv == pytest.approx((15.5 / 160,) * 2, abs=2 / 160)  # cell i of 32 pixels looks around pixel 32 i
-    assert vit == pytest.approx((0.0, 0.0), abs=2 / 160)
+    assert conv == pytest.approx((15.5,) * 2, abs=2)  # cell i of 32 pixels looks around pixel 32 i
+    assert vit == pytest.approx((0.0, 0.0), abs=2)
+
+
+def test_the_offset_holds_for_inputs_of_any_size():
+    inputs = torch.zeros(3, 256, 32)
+    inputs[:, 80, 12] = 1.0
+    model = Corners((0, 0))
+    explainer = Explainer(Tagger(model), method='layer_cam')
+    assert explainer(inputs, [0])[0].sum(1).argmax().item() == pytest.approx(80, abs=1)
 
 
 @pytest.mark.parametrize('mode', ['center', 'squash', 'border'])
@@ -181,6 +189,15 @@ def test_a_smaller_map_is_the_same_map(explainer, scenes):
     torch.testing.assert_close(F.avg_pool2d(full, 2) * 4, small, atol=1e-4, rtol=0.05)
 
 
+def test_preprocessed_pictures_are_explained_as_they_come_in(explainer, scenes):
+    image = scenes[0][0]
+    inputs = explainer.tagger.transform(image)
+    assert inputs.shape == (3, image.height, image.width)
+    for labels in [None, ['digit 7', 0]]:
+        torch.testing.assert_close(explainer(inputs, labels), explainer(image, labels))
+    assert explainer(inputs.double(), [0], size=(5, 7)).shape == (1, 5, 7)
+
+
 # -- labels ----------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +238,10 @@ def test_labels_that_are_none_are_told(labels, error, words):
 
 @pytest.mark.parametrize('change, error, words', [
     ({'model': nn.Linear(2, 2)}, TypeError, '^model must be a timm model, got Linear'),
-    ({'image': torch.zeros(3, 8, 8)}, TypeError, '^image must be a PIL picture, got Tensor; .* take class_maps'),
+    ({'image': 'a.png'}, TypeError, r'^image must be a PIL picture or a tensor \(3, H, W\), got str'),
+    ({'image': torch.zeros(1, 3, 8, 8)}, ValueError, r'^image must have shape \(3, H, W\), got \(1, 3, 8, 8\)'),
+    ({'image': torch.zeros(1, 8, 8)}, ValueError, r'^image must have shape \(3, H, W\), got \(1, 8, 8\)'),
+    ({'image': torch.zeros(3, 8, 8, dtype=torch.uint8)}, TypeError, '^image must be preprocessed to floats, got'),
     ({'image': Image.new('L', (8, 8))}, ValueError, "^image must have mode 'RGB', got 'L'"),
     ({'size': (0, 8)}, ValueError, '^height must be at least 1, got 0'),
     ({'labels': ['digit 77']}, ValueError, "^the model has no label 'digit 77'; did you mean 'digit 7'"),

@@ -110,13 +110,18 @@ def test_a_model_of_other_embeddings_needs_embeddings(picture):
     assert confidences(Tagger(model, labels=OTHER[:2], embeddings=torch.randn(2, 16), threshold=0), picture)
 
 
+def test_a_model_without_labels_asks_for_some():
+    with pytest.raises(PredictionError, match='^the model has no label set yet; give labels, and the embeddings'):
+        Tagger(build(labels=None))
+
+
 @pytest.mark.parametrize('arguments, kind, words', [
     (dict(labels=[]), ValueError, 'labels must have at least one name, got none'),
     (dict(labels=['a', 'b', 'a']), ValueError, "labels must be different names, got 'a' 2 times"),
     (dict(labels='cat'), TypeError, "labels must be a list of strings, got 'cat'"),
     (dict(labels=['cat', 7]), TypeError, r"labels must be a list of strings, got \['cat', 7\]"),
     (dict(labels=['cat'], label_names=['dog']), ValueError, 'got both'),
-    (dict(embeddings=torch.zeros(1, 16)), ValueError, 'embeddings are those of labels, got no labels'),
+    (dict(embeddings=torch.zeros(1, 16)), ValueError, 'are those of labels, got no labels; give their names too'),
     (dict(labels=['cat'], embeddings=torch.zeros(2, 16)), ValueError, r'one row a label, got \(2, 16\) for 1 labels'),
     (dict(labels=['cat'], embeddings=torch.zeros(1, 9)), ValueError, r'must have shape \(K, 16\), got \(1, 9\)'),
     (dict(labels=['cat'], embeddings='lost.npy'), OSError, 'lost.npy'),

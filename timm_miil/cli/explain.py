@@ -7,10 +7,11 @@ from pathlib import Path
 from timm_miil._checks import check_range
 from timm_miil._errors import PredictionError
 from timm_miil.cli._device import parse_device
+from timm_miil.cli._labels import add_model_arguments
 from timm_miil.cli._text import printable
+from timm_miil.data import read_labels
 from timm_miil.inference import (
-    DEFAULT_MODEL, IMAGE_SUFFIXES, METHODS, Explainer, Prediction, Tagger, find_classes, find_images, load_image,
-    save_overlay)
+    IMAGE_SUFFIXES, METHODS, Explainer, Prediction, Tagger, find_classes, find_images, load_image, save_overlay)
 from timm_miil.inference.overlay import ALPHA
 
 __all__ = ['HELP', 'add_arguments', 'run']
@@ -23,9 +24,7 @@ MAX_SIDE_PX = 1600
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     parser.add_argument('paths', nargs='+', type=Path, metavar='IMAGE_OR_FOLDER')
-    parser.add_argument(
-        '--model', default=DEFAULT_MODEL,
-        help='timm model, hf-hub:owner/repo, or folder with config.json and weights (default: %(default)s)')
+    add_model_arguments(parser)
     parser.add_argument(
         '--label', nargs='+', action='extend', metavar='NAME',
         help='labels to show, after the pictures; default: those that the model finds in each picture')
@@ -52,7 +51,8 @@ def run(ns: argparse.Namespace) -> int:
     if first is None:
         raise FileNotFoundError(f'no pictures found; folders are searched for {" ".join(sorted(IMAGE_SUFFIXES))}.')
     tagger = Tagger.from_name(
-        ns.model, device=parse_device(ns.device), threshold=0.0 if ns.label else ns.threshold, topk=ns.topk)
+        ns.model, labels=read_labels(ns.labels) if ns.labels else None, embeddings=ns.embeddings,
+        device=parse_device(ns.device), threshold=0.0 if ns.label else ns.threshold, topk=ns.topk)
     classes = find_classes(tagger.label_names, ns.label) if ns.label else None
     explainer = Explainer(tagger, method=ns.method)
     failed = 0

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from timm_miil._errors import PredictionError
 from timm_miil.cli._device import parse_device
+from timm_miil.cli._labels import add_model_arguments
 from timm_miil.cli._text import printable
 from timm_miil.data import read_labels
 from timm_miil.inference import (
-    ACTIVATIONS, BATCH_SIZE, DEFAULT_MODEL, DEFAULT_ZERO_SHOT_MODEL, IMAGE_SUFFIXES, Prediction, Tagger, find_images,
-    save_tagged)
+    ACTIVATIONS, BATCH_SIZE, IMAGE_SUFFIXES, Prediction, Tagger, find_images, save_tagged)
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
@@ -32,18 +32,7 @@ CONFIDENCE_DIGITS = 6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     parser.add_argument('paths', nargs='+', type=Path, metavar='IMAGE_OR_FOLDER')
-    parser.add_argument(
-        '--model',
-        help=f'timm model, hf-hub:owner/repo, or folder with config.json and weights (default: {DEFAULT_MODEL}, with '
-             f'--labels {DEFAULT_ZERO_SHOT_MODEL})')
-    parser.add_argument(
-        '--labels', type=Path, metavar='FILE',
-        help="text file of label names, one a line, for a zero-shot model; they need not be those it was trained with, "
-             "and the model's own thresholds are not used")
-    parser.add_argument(
-        '--embeddings', type=Path, metavar='FILE',
-        help='the embeddings of these labels, where the model was trained with others than its own: GloVe or word2vec '
-             '(.txt, .bin), or .npy or .safetensors')
+    add_model_arguments(parser)
     parser.add_argument('--topk', type=int, help='most labels of a picture, of those that reach their threshold')
     parser.add_argument(
         '--threshold', type=float,

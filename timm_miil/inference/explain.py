@@ -26,7 +26,7 @@ PROBE_BATCH = 4
 
 def explain(
         model: nn.Module,
-        image: Image.Image,
+        image: Image.Image | Tensor,
         labels: Sequence[str | int] | None = None,
         *,
         method: Method | None = None,
@@ -38,7 +38,8 @@ def explain(
 
     Args:
         model: A timm model for RGB pictures.
-        image: Picture of mode 'RGB'; `load_image` makes such of any file.
+        image: Picture of mode 'RGB', which `load_image` makes of any file; or what the model's preprocessing made of
+            one, floats of shape (3, H, W).
         labels: Names as the model gives them, or class indices; None for those that `Tagger(model).tag(image)` finds,
             in its order.
         method: 'attention', 'grad_cam' or 'layer_cam', see `class_maps`; None for 'attention' where the head attends,
@@ -53,9 +54,10 @@ def explain(
         ImportError: If grad-cam is needed and not installed.
         PredictionError: If the model is not for tagging RGB pictures, has no single map of features, or gives values
             that are not finite.
-        TypeError: If the model is not timm's, image no picture, or labels no list of names or indices.
+        TypeError: If the model is not timm's, image no picture or a tensor of another dtype, or labels no list of names
+            or indices.
         ValueError: If there is no such label or method, a name stands for several classes, the method is not for this
-            model, the picture has another mode, or a size is below 1.
+            model, the picture has another mode or the tensor another shape, or a size is below 1.
 
     Example:
         >>> import timm, timm_miil
@@ -78,7 +80,7 @@ class Explainer:
     Attributes:
         method: The method in use.
         offset: How far the middle of a cell of the feature map lies below and to the right of where the feature looks,
-            in parts of the network's input; measured with noise.
+            in pixels of the network's input; measured with noise.
 
     Raises:
         PredictionError: If the model has no single map of features.
@@ -97,30 +99,28 @@ class Explainer:
 
     def __call__(
             self,
-            image: Image.Image,
+            image: Image.Image | Tensor,
             labels: Sequence[str | int] | None = None,
             *,
             size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Maps (labels, H, W) of a picture; arguments, result and errors are those of `explain`."""
-        if not isinstance(image, Image.Image):
-            raise TypeError(
-                f'image must be a PIL picture, got {type(image).__name__}; for preprocessed tensors take class_maps.')
-        if image.mode != 'RGB':
-            raise ValueError(f"image must have mode 'RGB', got {image.mode!r}; load_image reads any file as RGB.")
-        height, width = (image.height, image.width) if size is None else size
+        inputs = self.tagger.prepare(image)
+        high, wide = inputs.shape[1:] if isinstance(image, Tensor) else (image.height, image.width)
+        height, width = (high, wide) if size is None else size
         check_positive(height=height, width=width)
         if labels is None:
             classes = [tag.index for tag in self.tagger.tag(image)]
         else:
             classes = find_classes(self.tagger.label_names, labels)
-        inputs = self.tagger.transform(image).unsqueeze(0)
         if not classes:
             return torch.zeros(0, height, width)
-        maps = class_maps(self.tagger.model, inputs, classes, method=self.method)[0].cpu()
-        left, top, right, bottom = _input_box(self.tagger.transform, image.size, inputs.shape[2:])
-        rows = _interpolation(height, (top / image.height, bottom / image.height), maps.shape[1], self.offset[0])
-        columns = _interpolation(width, (left / image.width, right / image.width), maps.shape[2], self.offset[1])
+        maps = class_maps(self.tagger.model, inputs.unsqueeze(0), classes, method=self.method)[0].cpu()
+        left, top, right, bottom = (0.0, 0.0, wide, high) if isinstance(image, Tensor) else _input_box(
+            self.tagger.transform, image.size, inputs.shape[1:])
+        down, across = self.offset[0] / inputs.shape[1], self.offset[1] / inputs.shape[2]
+        rows = _interpolation(height, (top / high, bottom / high), maps.shape[1], down)
+        columns = _interpolation(width, (left / wide, right / wide), maps.shape[2], across)
         placed = rows @ maps @ columns.T
         return placed / placed.sum((1, 2), keepdim=True).clamp(min=torch.finfo(placed.dtype).tiny)
 
@@ -193,7 +193,7 @@ def _interpolation(length: int, box: tuple[float, float], cells: int, offset: fl
 
 
 def _measure_offset(model: nn.Module) -> tuple[float, float]:
-    """How far the middle of a cell lies below and to the right of where its feature looks, in parts of the input.
+    """How far the middle of a cell lies below and to the right of where its feature looks, in pixels of the input.
 
     A square of noise is replaced by other noise at places all over the input. The features change around the cell that
     looks there; the offset is the mean distance between the two.
@@ -230,4 +230,4 @@ def _measure_offset(model: nn.Module) -> tuple[float, float]:
             shifts.append((seen - looked)[total > 0])
     shift = torch.cat(shifts)
     down, right = shift.mean(0).tolist() if len(shift) else (0.0, 0.0)
-    return down, right
+    return down * height, right * width

@@ -235,19 +235,37 @@ class Tagger:
         check_positive(batch_size=batch_size, num_workers=num_workers)
         return self._run(paths, batch_size, num_workers)
 
-    def tag(self, image: Image.Image) -> tuple[Tag, ...]:
-        """Tag one picture in memory, of mode 'RGB'; `load_image` makes such of any file.
+    def tag(self, image: Image.Image | Tensor) -> tuple[Tag, ...]:
+        """Tag one picture in memory.
+
+        Args:
+            image: Picture of mode 'RGB', which `load_image` makes of any file; or what `transform` made of one, floats
+                of shape (3, H, W).
 
         Raises:
             PredictionError: If the model's scores are not finite.
-            ValueError: If the picture has another mode.
+            TypeError: If the image is no picture, or a tensor of another dtype.
+            ValueError: If the picture has another mode, or the tensor another shape.
         """
-        if image.mode != 'RGB':
-            raise ValueError(f"image must have mode 'RGB', got {image.mode!r}; load_image reads any file as RGB.")
-        [tags] = self._tag_batch(self.transform(image).unsqueeze(0))
+        [tags] = self._tag_batch(self.prepare(image).unsqueeze(0))
         if tags is None:
             raise PredictionError(NOT_FINITE)
         return tags
+
+    def prepare(self, image: Image.Image | Tensor) -> Tensor:
+        """The network's input (3, H, W) of one picture; arguments and errors are those of `tag`."""
+        if isinstance(image, Tensor):
+            if not image.is_floating_point():
+                raise TypeError(f'image must be preprocessed to floats, got {image.dtype}; give the picture.')
+            if image.ndim != 3 or len(image) != 3:
+                raise ValueError(
+                    f'image must have shape (3, H, W), got {tuple(image.shape)}; take the pictures of a batch singly.')
+            return image
+        if not isinstance(image, Image.Image):
+            raise TypeError(f'image must be a PIL picture or a tensor (3, H, W), got {type(image).__name__}.')
+        if image.mode != 'RGB':
+            raise ValueError(f"image must have mode 'RGB', got {image.mode!r}; load_image reads any file as RGB.")
+        return self.transform(image)
 
     def _run(
             self, paths: Iterable[str | os.PathLike[str]], batch_size: int, num_workers: int) -> Iterator[Prediction]:
@@ -331,7 +349,7 @@ def _check_settings(
 def _check_labels(label_names: object, labels: Sequence[str] | None, embeddings: object) -> None:
     if labels is None:
         if embeddings is not None:
-            raise ValueError('embeddings are those of labels, got no labels.')
+            raise ValueError('embeddings are those of labels, got no labels; give their names too.')
         return
     if label_names is not None:
         raise ValueError('label_names name the classes of a model, and labels replace them; got both.')
@@ -349,6 +367,9 @@ def _check_model(model: nn.Module) -> int:
         raise TypeError(f'model must be a timm model, got {type(model).__name__} without a pretrained_cfg.')
     num_classes = getattr(model, 'num_classes', 0)
     if num_classes < 1:
+        if hasattr(model, 'set_queries'):
+            raise PredictionError(
+                'the model has no label set yet; give labels, and the embeddings that it was trained with.')
         raise PredictionError('the model has no classifier (num_classes is 0); it cannot tag.')
     return int(num_classes)
 
