@@ -130,7 +130,7 @@ def _read_array(path: Path) -> Tensor:
         array = np.lib.format.open_memmap(path, mode='r')  # it reads no pickles
         return torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype.kind == 'f' else None))
     except (ValueError, TypeError, EOFError, SyntaxError) as error:  # whatever a damaged head leads to
-        raise ValueError(f'{path} is no NumPy file of numbers: {cut(str(error))}.') from error
+        raise ValueError(f'{path} is no NumPy file of numbers: {cut(str(error)).rstrip(".")}.') from error
 
 
 def _read_safetensors(path: Path, wanted: Collection[str]) -> Tensor | dict[str, Row]:
