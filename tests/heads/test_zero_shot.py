@@ -356,7 +356,7 @@ def test_wrong_embeddings_are_refused_and_the_set_stays(embeddings, kind, words)
     (dict(text_dim=0), ValueError, 'text_dim must be at least 1, got 0'),
     (dict(text_dim=2.0), TypeError, 'text_dim must be an int'),
     (dict(chunk_size=0), ValueError, 'chunk_size must be at least 1, got 0'),
-    (dict(num_random_queries=-1), ValueError, 'num_random_queries must be at least 1, got -1'),
+    (dict(num_random_queries=-1), ValueError, 'num_random_queries must be at least 0, got -1'),
     (dict(num_random_queries=0.5), TypeError, 'num_random_queries must be an int'),
     (dict(query_noise=-0.1), ValueError, r'query_noise must be in \[0, inf\), got -0.1'),
     (dict(query_noise=float('nan')), ValueError, 'query_noise must be in'),

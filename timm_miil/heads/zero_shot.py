@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_miil._checks import check_positive, check_range
+from timm_miil._checks import check_not_negative, check_positive, check_range
 from timm_miil.heads._prepared import Memo, is_plain
 from timm_miil.heads.ml_decoder import (
     DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, QueryDecoder, check_classes, flatten_features)
@@ -81,8 +81,7 @@ class ZeroShotMLDecoder(nn.Module):
         super().__init__()
         check_positive(in_features=in_features, text_dim=text_dim, chunk_size=chunk_size)
         check_range(query_noise=query_noise, low=0.0, high=math.inf)
-        if num_random_queries != 0:
-            check_positive(num_random_queries=num_random_queries)
+        check_not_negative(num_random_queries=num_random_queries)
         self.in_features = in_features
         self.text_dim = text_dim
         self.num_random_queries = num_random_queries

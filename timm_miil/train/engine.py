@@ -99,8 +99,8 @@ def train(
     Raises:
         FileNotFoundError: If a data file is missing.
         TrainingError: If the loss is not finite.
-        ValueError: If a data file is wrong, the recipe's unseen labels do not fit the data (see `hold_out`), or there are
-            fewer training pictures than one batch takes.
+        ValueError: If a data file is wrong, the recipe's unseen labels do not fit the data (see `hold_out`), or there
+            are fewer training pictures than one batch takes.
     """
     device = torch.get_default_device() if device is None else torch.device(device)
     splits = read_splits(data_dir)
