@@ -6,6 +6,7 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -18,10 +19,12 @@ from timm_miil.inference import Explainer, Tagger, load_image
 from timm_miil.train import evaluate, load_recipe, read_splits, train
 
 SPLIT = 'test'
+UNSEEN = load_recipe('zero_shot_scenes').unseen_labels
 FEW_QUERIES = '5'  # each serves six classes
 # Network -> the methods that explain it, and whether the measured offset is used.
 CONTESTANTS = {
     'mldecoder_scenes': [('attention', True), ('attention', False), ('layer_cam', True), ('grad_cam', True)],
+    'mldecoder_zero_shot_scenes': [('attention', True), ('layer_cam', True)],
     'recipe asl_scenes, 5 queries': [('attention', True), ('layer_cam', True)],
     'recipe gap_scenes': [('grad_cam', True), ('grad_cam', False), ('layer_cam', True)],
 }
@@ -41,20 +44,23 @@ def main() -> None:
         rows: list[dict[str, object]] = []
         for network, methods in CONTESTANTS.items():
             model, test_map = build(network, scenes)
+            unseen = UNSEEN if network == 'mldecoder_zero_shot_scenes' else ()
             for method, is_aligned in methods:
                 explainer = Explainer(Tagger(model, label_names=names), method=method)
                 if not is_aligned:
                     explainer.offset = (0.0, 0.0)
                 case = {'network': network, 'test_map': test_map, 'method': method, 'aligned': is_aligned}
-                rows += [{**case, **row} for row in measure(explainer, pictures, names)]
+                rows += [{**case, **row} for row in measure(explainer, pictures, names, unseen)]
     save('pointing-scenes', rows)
 
 
 def build(network: str, scenes: Path) -> tuple[nn.Module, float]:
     """The network, with its test mAP in percent."""
-    if network == 'mldecoder_scenes':
-        model = timm.create_model(network, pretrained=True)
-        return model, round(evaluate(model, read_splits(scenes).test)['map'], 2)
+    if not network.startswith('recipe'):
+        model, test = timm.create_model(network, pretrained=True), read_splits(scenes).test
+        if hasattr(model, 'set_labels'):
+            model.set_labels(test.label_names)
+        return model, round(evaluate(model, test)['map'], 2)
     recipe = load_recipe(network.removeprefix('recipe ').partition(',')[0])
     if network.endswith('queries'):
         recipe = recipe.override({'model.args.num_groups': FEW_QUERIES})
@@ -75,8 +81,13 @@ def read_boxes(scenes: Path) -> tuple[dict[Path, Boxes], list[str]]:
     return dict(pictures.values()), [row['name'] for row in content['categories']]
 
 
-def measure(explainer: Explainer, pictures: dict[Path, Boxes], names: list[str]) -> list[dict[str, object]]:
-    """Pointing game over the labels that are there: for the digits, the coloured digits and both."""
+def measure(
+        explainer: Explainer,
+        pictures: dict[Path, Boxes],
+        names: list[str],
+        unseen: Sequence[str],
+) -> list[dict[str, object]]:
+    """Pointing game over the labels that are there: all, the digits, the coloured ones, those never trained on."""
     groups: dict[str, list[Tensor]] = defaultdict(list)
     for path, boxes in pictures.items():
         classes = list(boxes)
@@ -84,7 +95,9 @@ def measure(explainer: Explainer, pictures: dict[Path, Boxes], names: list[str])
             inside = boxes[index]
             hit = bool(heat.any()) and bool(inside.flatten()[heat.argmax()])
             found = torch.tensor([hit, heat[inside].sum(), inside.float().mean(), not heat.any()])
-            for group in 'all', 'digits' if names[index].startswith('digit') else 'coloured digits':
+            name = names[index]
+            kinds = ['all', 'digits' if name.startswith('digit') else 'coloured digits']
+            for group in [*kinds, 'unseen'] if name in unseen else kinds:
                 groups[group].append(found)
     rows = []
     for group, found in groups.items():
