@@ -98,7 +98,7 @@ def measure(
         num_classes=size.num_classes, num_groups=size.num_groups)
     rows = compare(
         {name: functools.partial(run, head, features, dtype) for name, head in contestants.items()},
-        repeats=30 if device.type == 'cuda' else 5 if mode == 'eval' else 2, warmup=3 if device.type == 'cuda' else 1,
+        repeats=30 if device.type == 'cuda' else 9 if mode == 'eval' else 5, warmup=3 if device.type == 'cuda' else 1,
         clock=clock_of(device), **case)
     print(case, {row['contestant']: (row['median_ms'], row['ratio']) for row in rows}, flush=True)
     return rows
