@@ -121,6 +121,7 @@ def test_the_offset_of_a_residual_network_is_half_a_cell_and_of_a_transformer_no
 
 
 def test_the_offset_holds_for_inputs_of_any_size():
+    pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
     inputs = torch.zeros(3, 256, 32)
     inputs[:, 80, 12] = 1.0
     model = Corners((0, 0))
