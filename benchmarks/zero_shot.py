@@ -24,11 +24,12 @@ from timm_miil.train.build import build_eval_loader, with_labels
 RECIPE = 'zero_shot_scenes'
 METHODS: dict[str, dict[str, str]] = {
     'zero-shot': {},
-    'plain': {'task': 'multi_label', 'model.name': 'mldecoder_scenes', 'model.args': '{}'},
+    'plain': {'task': 'multi_label', 'model.name': 'mldecoder_scenes', 'model.args': '{decoder_drop_rate = 0.0}'},
 }
 ABLATION = {  # of the first seed only
     'zero-shot, no query noise': {'model.args.query_noise': '0.0'},
     'zero-shot, query noise and random queries': {'model.args.num_random_queries': '10'},
+    'zero-shot, decoder dropout': {'model.args.decoder_drop_rate': '0.1'},
 }
 K = 3
 
