@@ -40,7 +40,7 @@ MAY_IMPORT = {
     'nas': {'models', 'catalog'},
     'hub': {'catalog'},
     'inference': {'heads', 'metrics', 'data', 'catalog'},
-    'train': {'tasks', 'losses', 'heads', 'data', 'catalog'},
+    'train': {'tasks', 'losses', 'heads', 'metrics', 'data', 'catalog'},
     'cli': set().union(*FLOORS),
 }
 # What timm brings along is there; every other package is optional and goes through `_extras.require`.

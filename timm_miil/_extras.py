@@ -5,7 +5,13 @@ from types import ModuleType
 __all__ = ['EXTRA_OF_IMPORT', 'require']
 
 EXTRA_OF_IMPORT = {
+    'accelerate': 'train',
+    'matplotlib': 'train',
     'sklearn': 'train',
+    'datasets': 'data',
+    'webdataset': 'data',
+    'tensorboard': 'log',
+    'trackio': 'log',
     'onnx': 'export',
     'onnxruntime': 'export',
     'scipy': 'nas',
