@@ -1,6 +1,6 @@
 """Error types a caller may want to tell apart; plain ValueError and TypeError serve for wrong arguments."""
 
-__all__ = ['CatalogError', 'CheckpointError', 'PredictionError', 'RecipeError', 'TrainingError']
+__all__ = ['CatalogError', 'CheckpointError', 'ImageError', 'PredictionError', 'RecipeError', 'TrainingError']
 
 
 class CatalogError(ValueError):
@@ -9,6 +9,10 @@ class CatalogError(ValueError):
 
 class CheckpointError(RuntimeError):
     """Weights do not fit the network they are loaded into, or a file is not a checkpoint."""
+
+
+class ImageError(OSError):
+    """A picture could not be read; the message is one line with its name and the reason."""
 
 
 class PredictionError(RuntimeError):

@@ -36,7 +36,7 @@ def test_labels_follow_the_categories_of_the_file(write):
     records = read_coco(file, folder)
     assert records.label_names == ('toothbrush', 'person')
     assert records.image_paths == (folder / 'b.png', folder / 'sub' / 'a.png', folder / 'c.png')
-    assert records.targets.dtype == torch.uint8 and records.targets.tolist() == [[1, 0], [1, 1], [0, 0]]
+    assert records.targets.dtype == torch.int8 and records.targets.tolist() == [[1, 0], [1, 1], [0, 0]]
     assert len(records) == 3
 
 

@@ -92,5 +92,5 @@ def test_mixed_seeds_differ_in_every_part():
 def test_sizes_must_agree(records):
     with pytest.raises(ValueError, match=r'targets must have shape \(6, 5\) for 6 pictures and 5 labels, got \(6, 6\)'):
         MultiLabelRecords(records.image_paths, records.targets, tuple('abcde'))
-    with pytest.raises(TypeError, match='targets must be uint8, got torch.float32'):
+    with pytest.raises(TypeError, match='targets must be uint8 or int8, got torch.float32'):
         MultiLabelRecords(records.image_paths, records.targets.float(), records.label_names)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-
+from timm_miil.data._packed import PackedPaths
 from timm_miil.data.records import MultiLabelRecords
+from timm_miil.data.targets import SparseTargets
 
 __all__ = ['read_coco']
 
@@ -56,19 +56,16 @@ def read_coco(annotations_file: str | Path, image_dir: str | Path) -> MultiLabel
     refuse('annotations of unknown images', _unknown((row['image_id'] for row in annotations), row_of))
     refuse('annotations of unknown categories', _unknown((row['category_id'] for row in annotations), column_of))
 
-    paths = tuple(image_dir / name for name in names)
-    missing = [path.relative_to(image_dir).as_posix() for path in paths if not path.is_file()]
+    missing = [name for name in names if not (image_dir / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f'{len(missing)} of {len(paths)} pictures of {annotations_file} are missing in {image_dir}: '
+            f'{len(missing)} of {len(names)} pictures of {annotations_file} are missing in {image_dir}: '
             f'{_few(missing)}.')
 
-    targets = torch.zeros(len(paths), len(categories), dtype=torch.uint8)
-    if annotations:
-        rows = torch.tensor([row_of[row['image_id']] for row in annotations])
-        columns = torch.tensor([column_of[row['category_id']] for row in annotations])
-        targets[rows, columns] = 1
-    return MultiLabelRecords(paths, targets, tuple(label_names))
+    labels = SparseTargets.from_entries(
+        [row_of[row['image_id']] for row in annotations], [column_of[row['category_id']] for row in annotations], 1,
+        shape=(len(names), len(categories)))
+    return MultiLabelRecords(PackedPaths(names, image_dir), labels, label_names)
 
 
 _COLUMNS: dict[str, dict[str, type]] = {

@@ -1,53 +1,173 @@
 """Pictures with several labels each: what every reader returns, and the data set that feeds a network."""
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import abc
+import copy
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from timm_miil._checks import nearest, shown
+from timm_miil.data._packed import PackedPaths
+from timm_miil.data.images import load_image
 from timm_miil.data.seeding import mix_seed, seeded
+from timm_miil.data.targets import Indices, SparseTargets
 
-__all__ = ['MultiLabelDataset', 'MultiLabelRecords']
+__all__ = ['ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords']
 
 
-@dataclass(frozen=True, eq=False)
-class MultiLabelRecords:
-    """Pictures on disk and what they show.
+class LabelledImages(abc.ABC):
+    """Pictures that can be read one by one, in any order, and what they show.
 
     Args:
-        image_paths: N files.
-        targets: 1 for present and 0 for absent, shape (N, C), dtype uint8.
+        labels: 1 for present, 0 for absent, -1 for unknown, of N pictures and C labels.
         label_names: C names, in the order of the columns.
 
     Raises:
-        TypeError: If targets are not uint8.
-        ValueError: If the sizes do not agree.
+        ValueError: If there is not one name a column, or a name is there twice.
     """
-    image_paths: tuple[Path, ...]
-    targets: Tensor
-    label_names: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        if self.targets.dtype != torch.uint8:
-            raise TypeError(f'targets must be uint8, got {self.targets.dtype}.')
-        expected = (len(self.image_paths), len(self.label_names))
-        if tuple(self.targets.shape) != expected:
+    def __init__(self, labels: SparseTargets, label_names: Sequence[str]) -> None:
+        self.labels, self.label_names = labels, tuple(label_names)
+        if labels.shape[1] != len(self.label_names):
             raise ValueError(
-                f'targets must have shape {expected} for {expected[0]} pictures and {expected[1]} labels, '
-                f'got {tuple(self.targets.shape)}.')
+                f'label_names must have one name a column, got {len(self.label_names)} names for '
+                f'{labels.shape[1]} columns.')
+        _check_distinct(self.label_names)
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels as a table made anew at each call, shape (N, C), int8; `labels.row(i)` is one row of it."""
+        return self.labels.dense()
 
     def __len__(self) -> int:
-        return len(self.image_paths)
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def load_image(self, index: int) -> Image.Image:
+        """Read one picture as RGB, upright.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def image_name(self, index: int) -> str:
+        """Path or id of one picture, for people."""
+
+    @abc.abstractmethod
+    def select(self, rows: Indices) -> Self:
+        """Some of the pictures, in the order given.
+
+        Raises:
+            IndexError: If a row is not in [0, N).
+        """
+
+    def with_labels(self, names: Sequence[str]) -> Self:
+        """All pictures, with these labels only, in this order.
+
+        Raises:
+            ValueError: If a name is unknown or given twice.
+        """
+        _check_distinct(names)
+        column_of = {name: column for column, name in enumerate(self.label_names)}
+        for name in names:
+            if name not in column_of:
+                raise ValueError(f'unknown label {shown(name)}; {nearest(name, self.label_names)}')
+        other = copy.copy(self)
+        other.labels = self.labels.select_columns([column_of[name] for name in names])
+        other.label_names = tuple(names)
+        return other
+
+
+class MultiLabelRecords(LabelledImages):
+    """Picture files and what they show.
+
+    Args:
+        image_paths: N files.
+        targets: 1 for present, 0 for absent, -1 for unknown, shape (N, C): a tensor, uint8 or int8, or `SparseTargets`.
+        label_names: C names, in the order of the columns.
+
+    Raises:
+        TypeError: If targets are of another kind or dtype.
+        ValueError: If the sizes do not agree, a value is another or a name is there twice.
+    """
+
+    def __init__(
+            self,
+            image_paths: Sequence[str | os.PathLike[str]],
+            targets: Tensor | SparseTargets,
+            label_names: Sequence[str],
+    ) -> None:
+        if isinstance(targets, Tensor):
+            if targets.dtype not in (torch.uint8, torch.int8):
+                raise TypeError(f'targets must be uint8 or int8, got {targets.dtype}.')
+        elif not isinstance(targets, SparseTargets):
+            raise TypeError(f'targets must be a tensor or SparseTargets, got {type(targets).__name__}.')
+        expected = (len(image_paths), len(label_names))
+        if tuple(targets.shape) != expected:
+            raise ValueError(
+                f'targets must have shape {expected} for {expected[0]} pictures and {expected[1]} labels, '
+                f'got {tuple(targets.shape)}.')
+        super().__init__(
+            targets if isinstance(targets, SparseTargets) else SparseTargets.from_dense(targets), label_names)
+        self.image_paths = image_paths if isinstance(image_paths, PackedPaths) else PackedPaths(image_paths)
+
+    def load_image(self, index: int) -> Image.Image:
+        return load_image(self.image_paths[index])
+
+    def image_name(self, index: int) -> str:
+        return str(self.image_paths[index])
+
+    def select(self, rows: Indices) -> 'MultiLabelRecords':
+        labels = self.labels.select_rows(rows)
+        return MultiLabelRecords(self.image_paths.select(rows), labels, self.label_names)
+
+
+class ImageStream(abc.ABC):
+    """Pictures and what they show, read in sequence: shards, or a data set that is not on this machine.
+
+    Args:
+        label_names: C names, in the order of the targets.
+        num_images: Pictures in one pass over all processes.
+
+    Raises:
+        ValueError: If a name is there twice.
+    """
+
+    def __init__(self, label_names: Sequence[str], num_images: int) -> None:
+        _check_distinct(label_names)
+        self.label_names, self.num_images = tuple(label_names), num_images
+
+    @abc.abstractmethod
+    def iterate(
+            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
+    ) -> Iterator[tuple[Image.Image, Tensor, str]]:
+        """This process's share of one pass; the shares of all are disjoint and together every picture once.
+
+        Args:
+            seed: Decides with `epoch` how pictures are shuffled; None for the stored order.
+            epoch: Which pass.
+            process: Number of this one, from 0: every worker of every machine has its own.
+            num_processes: How many there are.
+
+        Returns:
+            RGB picture, targets (C,) as int8 of 1, 0 and -1, and name of the picture.
+
+        Raises:
+            ImageError: If a picture cannot be read.
+        """
 
 
 class MultiLabelDataset(Dataset[tuple[Tensor, Tensor]]):
     """Reads and transforms one picture at a time.
 
     Args:
-        records: Pictures and targets.
+        source: Pictures and targets.
         transform: Turns an RGB picture into a tensor (3, H, W).
         seed: Makes a random transform repeatable: what it draws depends on seed, epoch and index alone, so neither
             the order of the pictures nor the number of worker processes matters. None leaves the transform to the
@@ -56,12 +176,12 @@ class MultiLabelDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
             self,
-            records: MultiLabelRecords,
+            source: LabelledImages,
             transform: Callable[[Image.Image], Tensor],
             *,
             seed: int | None = None,
     ) -> None:
-        self.records = records
+        self.source = source
         self.transform = transform
         self.seed = seed
         self.epoch = 0
@@ -71,19 +191,25 @@ class MultiLabelDataset(Dataset[tuple[Tensor, Tensor]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Picture (3, H, W) and targets (C,), float32.
+        """Picture (3, H, W) and targets (C,), float32, with -1 for unknown.
 
         Raises:
-            OSError: If the picture cannot be read.
+            ImageError: If the picture cannot be read.
         """
-        with Image.open(self.records.image_paths[index]) as file:
-            picture = file.convert('RGB')
+        picture = self.source.load_image(index)
         if self.seed is None:
             image = self.transform(picture)
         else:
             with seeded(mix_seed(self.seed, self.epoch, index)):
                 image = self.transform(picture)
-        return image, self.records.targets[index].float()
+        return image, self.source.labels.row(index).float()
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    """Raise ValueError if a label name is there twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f'label names must be distinct, got {shown(twice[0])} twice.')

@@ -1,41 +1,16 @@
-"""Finding picture files and reading any of them as 8-bit RGB.
-
-One place decides what an odd picture looks like: EXIF rotation is applied, transparency lies on white, more
-than 8 bits are scaled (never clipped), the first frame of an animation counts, colour profiles are ignored.
-"""
+"""Finding picture files and reading any of them as 8-bit RGB."""
 import os
-import stat
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from timm_miil._checks import check_paths
-from timm_miil._errors import PredictionError
+from timm_miil._errors import ImageError, PredictionError
+from timm_miil.data import images
+from timm_miil.data.images import IMAGE_SUFFIXES
 
 __all__ = ['IMAGE_SUFFIXES', 'find_images', 'load_image']
-
-IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.jfif', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff'})
-
-# What Pillow may try. Its other readers are rarely met and some start programs (EPS runs Ghostscript).
-_FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
-# Some readers take the whole file into memory; no picture within Pillow's pixel limit needs as much.
-_MAX_FILE_BYTES = 2 ** 30
-# What may stand for white in pictures of 32 bits; one that fits none of its mode's is stretched.
-_RANGES = {'I': (65535.0,), 'F': (1.0, 255.0, 65535.0)}
-
-# How to turn a picture upright by its EXIF orientation. Not by `ImageOps.exif_transpose`: that also writes
-# the metadata anew, which fails on some that read well.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 # The folders from a root down to one folder, innermost first, as (device, inode) pairs.
 _Chain = tuple[tuple[int, int], '_Chain'] | None
@@ -76,12 +51,7 @@ def find_images(
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture file as 8-bit RGB, upright.
-
-    Reads JPEG (also CMYK), PNG, WebP, GIF, BMP and TIFF; the content decides, not the suffix. Transparent parts
-    show white, as on a page. 16-bit values are divided by 257. Integers of 32 bits are taken as 16-bit values
-    where all fit, and floats as fractions of 1, 255 or 65535, the least that holds them all; otherwise they are
-    stretched from their least to their greatest value. `PIL.Image.MAX_IMAGE_PIXELS` limits what is decoded.
+    """Read a picture file as 8-bit RGB, upright; `timm_miil.data.load_image` says what becomes of odd ones.
 
     Args:
         path: The file.
@@ -94,9 +64,9 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
             message is one line with path and reason.
     """
     try:
-        return _read(path)
-    except Exception as error:  # Pillow's readers raise whatever their parsing of a damaged file meets
-        raise PredictionError(f'cannot read {os.fspath(path)!r}: {_reason(error)}.') from error
+        return images.load_image(path)
+    except ImageError as error:
+        raise PredictionError(str(error)) from error
 
 
 def _walk(root: Path, excluded: set[tuple[int, int]]) -> Iterator[Path]:
@@ -152,71 +122,3 @@ def _is_in(identity: tuple[int, int], chain: _Chain) -> bool:
         if head == identity:
             return True
     return False
-
-
-def _read(path: str | os.PathLike[str]) -> Image.Image:
-    status = os.stat(path)
-    if stat.S_ISDIR(status.st_mode):
-        listable = os.access(path, os.R_OK | os.X_OK)
-        raise PredictionError('it is a folder' if listable else 'it is a folder that may not be listed')
-    if not stat.S_ISREG(status.st_mode):
-        raise PredictionError('it is not a regular file')  # opening a pipe would wait for ever
-    if not status.st_size:
-        raise PredictionError('the file is empty')
-    if status.st_size > _MAX_FILE_BYTES:
-        raise PredictionError(f'it has {status.st_size} bytes, more than {_MAX_FILE_BYTES}')
-
-    with open(path, 'rb') as file, Image.open(file, formats=_FORMATS) as image:
-        width, height = image.size
-        if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-            raise PredictionError(
-                f'it has {width} x {height} pixels, PIL.Image.MAX_IMAGE_PIXELS allows {Image.MAX_IMAGE_PIXELS}')
-        image.load()
-        return _to_rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # metadata that cannot be parsed does not spoil the pixels
-        return image
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _RANGES or image.mode.startswith('I;16'):
-        image = _to_8_bits(image)
-    if image.has_transparency_data:
-        layer = image.convert('RGBA')
-        rgb = Image.new('RGB', image.size, 'white')
-        rgb.paste(layer, mask=layer.getchannel('A'))
-        return rgb
-    rgb = image.convert('RGB')  # a copy even of RGB: it must not hold the file
-    rgb.info.clear()            # rotation noted there has been applied
-    return rgb
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float32)
-    low, high = 0.0, 65535.0
-    if image.mode in _RANGES:
-        least, greatest = float(values.min()), float(values.max())
-        if not np.isfinite([least, greatest]).all():
-            raise PredictionError('it holds values that are not finite')
-        fitting = [limit for limit in _RANGES[image.mode] if least >= 0 and greatest <= limit]
-        low, high = (0.0, fitting[0]) if fitting else (least, greatest)
-    scale = 255.0 / (high - low) if high > low else 0.0
-    return Image.fromarray(np.rint((values - low) * scale).astype(np.uint8))
-
-
-def _reason(error: Exception) -> str:
-    """Why a picture could not be read, on one line."""
-    words = ' '.join(str(error).split()).rstrip('.')
-    match error:
-        case PredictionError() | Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return words
-        case UnidentifiedImageError():
-            return 'it is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture'
-        case OSError(strerror=str(words)):  # the system's: missing, no permission, name too long
-            return words.lower()
-    return f'it is damaged ({words or type(error).__name__})'
