@@ -84,8 +84,8 @@ def test_missing_pictures_are_counted_and_the_first_named(write):
 @pytest.mark.parametrize(('text', 'message'), [
     ('{', 'is not a JSON file'),
     ('[]', 'must hold a JSON object with images, annotations, categories, got list'),
-    ('{"images": []}', "has no list 'annotations'; it has images"),
-    ('{}', "has no list 'images'; it has nothing"),
+    ('{"images": []}', "has no list 'annotations'; of images, annotations, categories it has images."),
+    ('{}', "has no list 'images'; of images, annotations, categories it has none"),
 ])
 def test_other_files_are_refused(write, text, message):
     file, folder = write({})

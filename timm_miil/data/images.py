@@ -1,4 +1,4 @@
-"""Reading any picture file as 8-bit RGB.
+"""Finding picture files and reading any of them as 8-bit RGB.
 
 One place decides what an odd picture looks like: EXIF rotation is applied, transparency lies on white, more
 than 8 bits are scaled (never clipped), the first frame of an animation counts, colour profiles are ignored.
@@ -6,14 +6,17 @@ than 8 bits are scaled (never clipped), the first frame of an animation counts, 
 import io
 import os
 import stat
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from timm_miil._checks import check_paths
 from timm_miil._errors import ImageError
 
-__all__ = ['IMAGE_SUFFIXES', 'decode_image', 'load_image']
+__all__ = ['IMAGE_SUFFIXES', 'decode_image', 'find_images', 'load_image']
 
 IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.jfif', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff'})
 
@@ -35,6 +38,44 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+# The folders from a root down to one folder, innermost first, as (device, inode) pairs.
+_Chain = tuple[tuple[int, int], '_Chain'] | None
+
+
+def find_images(
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        exclude: Collection[str | os.PathLike[str]] = (),
+) -> Iterator[Path]:
+    """List pictures: files as given, folders with everything below them.
+
+    A folder gives its files with a suffix in `IMAGE_SUFFIXES` (in any case) by name, then its subfolders by
+    name. Names that start with a dot are passed over; symbolic links are followed, but never back into a folder
+    that is being listed. A file named in `paths` is taken whatever its suffix. A folder that cannot be listed
+    comes out itself, so that reading it reports why.
+
+    Args:
+        paths: Files and folders, relative or absolute.
+        exclude: Folders not to enter, such as one that is being written.
+
+    Returns:
+        An iterator that holds the names of one folder (and of the folders still to list) at a time.
+
+    Raises:
+        FileNotFoundError: Before anything is listed, if one of `paths` does not exist.
+        TypeError: If `paths` is a single path.
+    """
+    check_paths(paths=paths)
+    roots = [Path(path) for path in paths]
+    for root in roots:
+        try:
+            root.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(f'no such file or folder: {str(root)!r}.') from None
+    excluded = {_identity(folder) for folder in exclude if os.path.isdir(folder)}
+    return (path for root in roots for path in _walk(root, excluded))
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -79,6 +120,61 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         return _decode(io.BytesIO(data))
     except Exception as error:
         raise ImageError(f'cannot read {name!r}: {_reason(error)}.') from error
+
+
+def _walk(root: Path, excluded: set[tuple[int, int]]) -> Iterator[Path]:
+    # A stack, not recursion: folders nest deeper than Python's calls may.
+    stack: list[tuple[Path, _Chain]] = [(root, None)]
+    if not root.is_dir():
+        stack.clear()
+        yield root
+    while stack:
+        folder, parents = stack.pop()
+        try:
+            identity = _identity(folder)
+            if identity in excluded or _is_in(identity, parents):
+                continue
+            files, folders = _list_folder(folder)
+        except OSError:
+            yield folder
+            continue
+        for name in files:
+            yield folder / name
+        stack.extend((folder / name, (identity, parents)) for name in reversed(folders))
+
+
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the pictures and of the folders in a folder."""
+    files, folders = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith('.'):
+                continue
+            if _is_dir(entry):
+                folders.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                files.append(entry.name)
+    return sorted(files), sorted(folders)
+
+
+def _is_dir(entry: 'os.DirEntry[str]') -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _is_in(identity: tuple[int, int], chain: _Chain) -> bool:
+    while chain is not None:
+        head, chain = chain
+        if head == identity:
+            return True
+    return False
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:

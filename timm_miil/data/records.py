@@ -2,7 +2,6 @@
 import abc
 import copy
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from timm_miil._checks import nearest, shown
+from timm_miil.data._labels import check_distinct
 from timm_miil.data._packed import PackedPaths
 from timm_miil.data.images import load_image
 from timm_miil.data.seeding import mix_seed, seeded
@@ -37,7 +37,7 @@ class LabelledImages(abc.ABC):
             raise ValueError(
                 f'label_names must have one name a column, got {len(self.label_names)} names for '
                 f'{labels.shape[1]} columns.')
-        _check_distinct(self.label_names)
+        check_distinct(self.label_names)
 
     @property
     def targets(self) -> Tensor:
@@ -73,7 +73,7 @@ class LabelledImages(abc.ABC):
         Raises:
             ValueError: If a name is unknown or given twice.
         """
-        _check_distinct(names)
+        check_distinct(names)
         column_of = {name: column for column, name in enumerate(self.label_names)}
         for name in names:
             if name not in column_of:
@@ -140,7 +140,7 @@ class ImageStream(abc.ABC):
     """
 
     def __init__(self, label_names: Sequence[str], num_images: int) -> None:
-        _check_distinct(label_names)
+        check_distinct(label_names)
         self.label_names, self.num_images = tuple(label_names), num_images
 
     @abc.abstractmethod
@@ -206,10 +206,3 @@ class MultiLabelDataset(Dataset[tuple[Tensor, Tensor]]):
             with seeded(mix_seed(self.seed, self.epoch, index)):
                 image = self.transform(picture)
         return image, self.source.labels.row(index).float()
-
-
-def _check_distinct(names: Sequence[str]) -> None:
-    """Raise ValueError if a label name is there twice."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f'label names must be distinct, got {shown(twice[0])} twice.')

@@ -142,8 +142,13 @@ class SparseTargets:
     def dense(self) -> Tensor:
         """The whole table, shape (N, C), int8."""
         dense = np.full(self.shape, self.fill, dtype=np.int8)
-        dense[np.repeat(np.arange(len(self)), np.diff(self.starts)), self.columns] = self.values
+        rows, columns, values = self.entries()
+        dense[rows, columns] = values
         return torch.from_numpy(dense)
+
+    def entries(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int8]]:
+        """Row, column and label of all that is not `fill`, by rows."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts)), self.columns, self.values
 
     def select_rows(self, indices: Indices) -> 'SparseTargets':
         """The labels of some pictures, in the order given, the same one several times if asked for.
@@ -171,11 +176,11 @@ class SparseTargets:
             raise ValueError(f'columns must be distinct, got {shown(index.tolist())}.')
         place = np.full(self.num_classes, -1, dtype=np.int64)
         place[index] = np.arange(len(index))
-        columns = place[self.columns]
+        rows, old, values = self.entries()
+        columns = place[old]
         kept = columns >= 0
-        rows = np.repeat(np.arange(len(self)), np.diff(self.starts))
         return SparseTargets.from_entries(
-            rows[kept], columns[kept], self.values[kept], shape=(len(self), len(index)), fill=self.fill)
+            rows[kept], columns[kept], values[kept], shape=(len(self), len(index)), fill=self.fill)
 
     def counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """In how many pictures each label is present, absent and unknown, each of shape (C,), int64."""
