@@ -19,14 +19,14 @@ from timm_miil.inference import Explainer, Tagger, load_image
 from timm_miil.train import evaluate, load_recipe, read_splits, train
 
 SPLIT = 'test'
-UNSEEN = load_recipe('zero_shot_scenes').unseen_labels
+UNSEEN = load_recipe('scenes_zero_shot').unseen_labels
 FEW_QUERIES = '5'  # each serves six classes
 # Network -> the methods that explain it, and whether the measured offset is used.
 CONTESTANTS = {
     'mldecoder_scenes': [('attention', True), ('attention', False), ('layer_cam', True), ('grad_cam', True)],
     'mldecoder_zero_shot_scenes': [('attention', True), ('layer_cam', True)],
-    'recipe asl_scenes, 5 queries': [('attention', True), ('layer_cam', True)],
-    'recipe gap_scenes': [('grad_cam', True), ('grad_cam', False), ('layer_cam', True)],
+    'recipe scenes_asl, 5 queries': [('attention', True), ('layer_cam', True)],
+    'recipe scenes_gap': [('grad_cam', True), ('grad_cam', False), ('layer_cam', True)],
 }
 
 # Of a picture: its labels' class indices, each with the mask of its boxes (H, W).

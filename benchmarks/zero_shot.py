@@ -1,6 +1,6 @@
 """How well are labels found that no training picture shows? Pairs of colour and digit, held out of scenes.
 
-Trains the network of the recipe `zero_shot_scenes` and, as the baseline, `mldecoder_scenes`: the same body, pictures
+Trains the network of the recipe `scenes_zero_shot` and, as the baseline, `mldecoder_scenes`: the same body, pictures
 and settings with a plain ML-Decoder head for the labels that are seen. What that head says of an unseen pair is guessed
 from what it says of the pair's digit and of the seen pairs that share digit or colour.
 """
@@ -21,7 +21,7 @@ from timm_miil.metrics import multilabel_average_precision, zero_shot_retrieval
 from timm_miil.train import Recipe, load_recipe, read_splits, train
 from timm_miil.train.build import build_eval_loader, with_labels
 
-RECIPE = 'zero_shot_scenes'
+RECIPE = 'scenes_zero_shot'
 METHODS: dict[str, dict[str, str]] = {
     'zero-shot': {},
     'plain': {'task': 'multi_label', 'model.name': 'mldecoder_scenes', 'model.args': '{decoder_drop_rate = 0.0}'},

@@ -91,7 +91,7 @@ def test_the_numbers_given_decide_pictures_and_training(short_run, tmp_path, mon
         'timm_miil.cli.quickstart.make_scenes', lambda directory, config, **_: made.append(config) or scenes)
     monkeypatch.setattr('timm_miil.cli.quickstart.train', stop)
     assert main(['quickstart', '--out', str(tmp_path / 'out'), *words]) == 2
-    assert made == [config, load_recipe('asl_scenes').override(changes), scenes]
+    assert made == [config, load_recipe('scenes_asl').override(changes), scenes]
 
 
 @pytest.mark.parametrize(('words', 'message'), [

@@ -14,7 +14,7 @@ from timm_miil.train.build import with_labels
 
 NAME = 'mldecoder_zero_shot_scenes.miil_scenes'
 PACKAGE = Path(timm_miil.__file__).parent
-UNSEEN = load_recipe('zero_shot_scenes').unseen_labels
+UNSEEN = load_recipe('scenes_zero_shot').unseen_labels
 # The test part is that of benchmarks/zero_shot.py: its pictures do not depend on how many there are to train on.
 SCENES = SceneConfig(num_classes=50, num_train=40, num_val=40, num_test=2000)
 

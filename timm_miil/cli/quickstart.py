@@ -22,7 +22,7 @@ __all__ = ['HELP', 'add_arguments', 'run']
 
 HELP = 'make pictures, train a small model on them and tag one with it'
 
-RECIPE = 'asl_scenes'
+RECIPE = 'scenes_asl'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from timm_miil._checks import nearest
 from timm_miil.data import MultiLabelDataset, MultiLabelRecords, mix_seed, read_coco
-from timm_miil.losses import AsymmetricLoss
+from timm_miil.losses import create_loss
 from timm_miil.tasks import MultiLabelTask, ZeroShotTask
 from timm_miil.train.recipe import Recipe
 
@@ -109,8 +109,7 @@ def build_model(recipe: Recipe, label_names: Sequence[str]) -> nn.Module:
 
 def build_task(recipe: Recipe, model: nn.Module, device: torch.device) -> MultiLabelTask:
     """The model with its loss; with averaged weights if the recipe asks for them."""
-    criterion = AsymmetricLoss(
-        gamma_neg=recipe.loss.gamma_neg, gamma_pos=recipe.loss.gamma_pos, clip=recipe.loss.clip)
+    criterion = create_loss(recipe.loss.name, **recipe.loss.args)
     task_class = ZeroShotTask if recipe.task == 'zero_shot' else MultiLabelTask
     task = task_class(model, criterion, device=device)
     if recipe.ema_decay:

@@ -1,125 +1,27 @@
 """Recipes: every setting of a training run, read strictly from TOML."""
 import dataclasses
-import math
 import tomllib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from timm.optim import list_optimizers
-
-from timm_miil._checks import check_choice, check_positive, check_range, nearest
+from timm_miil._checks import check_choice, check_multiple, check_positive, check_range, nearest
 from timm_miil._errors import RecipeError
+from timm_miil.data import SceneConfig
+from timm_miil.train._settings import (
+    AugmentSettings, DataSettings, LossSettings, ModelSettings, OptimizerSettings, PaperSettings, PartialSettings,
+    PriorSettings, ScheduleSettings, check_from_zero)
+from timm_miil.train._toml import as_table, parse_value, read_settings, write_toml
 
 __all__ = [
-    'AugmentSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'Recipe', 'ScheduleSettings',
-    'list_recipes', 'load_recipe',
+    'AugmentSettings', 'DataSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
+    'PartialSettings', 'PriorSettings', 'Recipe', 'ScheduleSettings', 'list_recipes', 'load_recipe',
 ]
 
-SCHEDULES = ('cosine', 'constant')
-TASKS = ('multi_label', 'zero_shot')
-DECIDED = frozenset({'labels', 'num_classes', 'pretrained'})   # by training
-
-check_from_zero = partial(check_range, low=0.0, high=math.inf)
-check_unit = partial(check_range, low=0.0, high=1.0, closed=True)
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """The network: a registered name and what `timm.create_model` gets besides.
-
-    Args:
-        name: Architecture, such as 'mldecoder_scenes'; trained from its initialisation.
-        args: Keyword arguments of `timm.create_model`; number and names of the classes come from the data.
-    """
-    name: str
-    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        reserved = DECIDED & self.args.keys()
-        if reserved:
-            raise ValueError(f'args must not hold {", ".join(sorted(reserved))}: training decides it.')
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """The asymmetric loss, see `timm_miil.losses.asymmetric_loss`.
-
-    Args:
-        gamma_neg: Focusing power on negatives, at least 0.
-        gamma_pos: Focusing power on positives, at least 0.
-        clip: Probability shift of negatives, in [0, 1).
-    """
-    gamma_neg: float
-    gamma_pos: float
-    clip: float
-
-    def __post_init__(self) -> None:
-        check_from_zero(gamma_neg=self.gamma_neg, gamma_pos=self.gamma_pos)
-        check_range(clip=self.clip, low=0.0, high=1.0)
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """timm's optimizer.
-
-    Args:
-        name: One of `timm.optim.list_optimizers()`.
-        lr: Highest learning rate, above 0.
-        weight_decay: Decay of weights with two or more dimensions, at least 0.
-    """
-    name: str
-    lr: float
-    weight_decay: float
-
-    def __post_init__(self) -> None:
-        known = cast(list[str], list_optimizers())
-        if self.name not in known:
-            raise ValueError(f'name must be an optimizer of timm, got {self.name!r}; {nearest(self.name, known)}')
-        check_range(lr=self.lr, low=math.ulp(0.0), high=math.inf)
-        check_from_zero(weight_decay=self.weight_decay)
-
-
-@dataclass(frozen=True)
-class ScheduleSettings:
-    """timm's learning rate schedule, advanced at every step.
-
-    Args:
-        name: 'cosine' or 'constant'.
-        warmup_epochs: Epochs of linear increase from 0, at least 0 and not necessarily whole.
-        min_lr: Learning rate at the end of 'cosine', at least 0.
-    """
-    name: str
-    warmup_epochs: float
-    min_lr: float
-
-    def __post_init__(self) -> None:
-        check_choice(name=self.name, choices=SCHEDULES)
-        check_from_zero(warmup_epochs=self.warmup_epochs, min_lr=self.min_lr)
-
-
-@dataclass(frozen=True)
-class AugmentSettings:
-    """timm's random crop, resized to the input, and flips; colours are left alone.
-
-    Args:
-        scale: Least and greatest part of the picture's area that is kept, in (0, 1].
-        ratio: Least and greatest aspect ratio of the crop, above 0.
-        hflip: Probability of a mirrored picture, in [0, 1].
-    """
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    hflip: float
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in {'scale': self.scale, 'ratio': self.ratio}.items():
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f'{name} must be two rising numbers above 0, got {low!r} and {high!r}.')
-        check_unit(scale=self.scale[1], hflip=self.hflip)
+TASKS = ('multi_label', 'single_label', 'zero_shot')
+PRECISIONS = ('fp32', 'bf16', 'fp16')
 
 
 @dataclass(frozen=True)
@@ -128,23 +30,41 @@ class Recipe:
 
     Args:
         summary: One sentence for people.
-        epochs: Passes over the training pictures.
-        batch_size: Pictures of one step.
+        epochs: Passes over the training pictures, for which the schedule is made.
+        batch_size: Pictures of one step of the optimizer, over all processes and `grad_accum_steps`; what a recipe
+            gives does not depend on the number of processes.
         seed: Decides initialisation, order of the pictures and augmentation; in [0, 2**32).
         ema_decay: Decay per step of the averaged weights that are kept instead of the raw ones, in [0, 1);
             0 keeps the raw ones.
         channels_last: Keep feature maps with the channels innermost, which most processors convolve faster.
-        workers: Processes that read pictures; 0 reads them in the training process. No result depends on it.
+        workers: Processes that read pictures, for each training process; 0 reads them in the training process. No
+            result depends on it.
         model: The network.
         loss: The loss.
         optimizer: The optimizer.
         schedule: The learning rate's course.
         augment: What happens to training pictures.
-        task: 'multi_label', or 'zero_shot' for a network whose classes are queries made of the labels' names.
+        task: 'multi_label'; 'single_label' for exactly one label a picture; or 'zero_shot' for a network whose classes
+            are queries made of the labels' names.
         unseen_labels: Labels to hold out, see `hold_out`; none by default.
+        stop_epoch: Stop after so many epochs of the schedule; 0 runs all.
+        grad_accum_steps: Parts in which a process computes a step, to fit into memory.
+        precision: 'fp32', or 'bf16' or 'fp16' for the network's arithmetic; losses are computed in float32.
+        torchcompile: Compile the network.
+        sync_bn: Batch norms see the batch of all processes.
+        fsdp: Share parameters, gradients and the optimizer's state out over the processes.
+        clip_grad: Greatest norm of the gradient, at least 0; 0 does not clip.
+        ema_warmup: Average faster at the beginning.
+        checkpoint_steps: Save every so many steps too; 0 saves at the end of each epoch only.
+        keep_checkpoints: Checkpoints that are kept, at least 1.
+        data: Which pictures serve what.
+        partial: Labels to forget before training; None keeps all.
+        prior: The temporary network of the partial-label paper; None for none.
+        scenes: The pictures to make where no data set is given; None for a recipe that needs one.
+        paper: What a paper reports of it.
 
     Raises:
-        RecipeError: If a value is out of range.
+        RecipeError: If a value is out of range, or settings contradict each other.
     """
     summary: str
     epochs: int
@@ -160,25 +80,49 @@ class Recipe:
     augment: AugmentSettings
     task: str = 'multi_label'
     unseen_labels: tuple[str, ...] = ()
+    stop_epoch: int = 0
+    grad_accum_steps: int = 1
+    precision: str = 'fp32'
+    torchcompile: bool = False
+    sync_bn: bool = False
+    fsdp: bool = False
+    clip_grad: float = 0.0
+    ema_warmup: bool = True
+    checkpoint_steps: int = 0
+    keep_checkpoints: int = 2
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    partial: PartialSettings | None = None
+    prior: PriorSettings | None = None
+    scenes: SceneConfig | None = None
+    paper: PaperSettings | None = None
 
     def __post_init__(self) -> None:
         check_choice(task=self.task, choices=TASKS)
-        check_positive(epochs=self.epochs, batch_size=self.batch_size)
+        check_choice(precision=self.precision, choices=PRECISIONS)
+        check_positive(
+            epochs=self.epochs, batch_size=self.batch_size, grad_accum_steps=self.grad_accum_steps,
+            keep_checkpoints=self.keep_checkpoints)
         check_range(seed=self.seed, low=0, high=2 ** 32)
         check_range(ema_decay=self.ema_decay, low=0.0, high=1.0)
-        check_from_zero(workers=self.workers)
+        check_from_zero(workers=self.workers, clip_grad=self.clip_grad, checkpoint_steps=self.checkpoint_steps)
+        check_range(stop_epoch=self.stop_epoch, low=0, high=self.epochs, closed=True)
+        check_multiple(of=self.grad_accum_steps, batch_size=self.batch_size)
+        if self.prior is not None and self.loss.name != 'class_aware_selective':
+            raise ValueError(
+                f"prior is for the loss 'class_aware_selective', got {self.loss.name!r}; leave the prior out.")
 
     def override(self, changes: Mapping[str, str]) -> 'Recipe':
         """A recipe with some settings changed.
 
         Args:
             changes: Values by key, as text in TOML's notation (quotes may be left out); keys inside a table are
-                dotted: {'epochs': '3', 'optimizer.lr': '1e-3', 'model.args.embed_dim': '64'}.
+                dotted: {'epochs': '3', 'optimizer.lr': '1e-3', 'model.args.embed_dim': '64'}. The word none leaves a
+                table out: {'partial': 'none'}.
 
         Raises:
             RecipeError: If a key is unknown, or a value of the wrong type or out of range.
         """
-        table = _as_table(self)
+        table = as_table(self)
         for key, text in changes.items():
             target = table
             *path, last = key.split('.')
@@ -186,8 +130,12 @@ class Recipe:
                 target = target.setdefault(part, {})
                 if not isinstance(target, dict):
                     raise RecipeError(f'{key}: {part} is no table.')
-            target[last] = _parse(text)
-        return _read(Recipe, table, source='override')
+            target[last] = parse_value(text)
+        return read_settings(Recipe, table, source='override')
+
+    def to_toml(self) -> str:
+        """All settings as a file that `load_recipe` reads back: an equal recipe."""
+        return write_toml(as_table(self))
 
 
 def list_recipes() -> list[str]:
@@ -215,66 +163,8 @@ def load_recipe(recipe: str | Path) -> Recipe:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f'{source} is not TOML: {error}.') from error
-    return _read(Recipe, table, source)
+    return read_settings(Recipe, table, source)
 
 
 def _folder() -> Any:
     return resources.files('timm_miil.train') / 'recipes'
-
-
-def _as_table(settings: Any) -> dict[str, Any]:
-    """dataclasses.asdict for settings whose mappings need not be dicts."""
-    return {
-        field.name: _as_table(value) if dataclasses.is_dataclass(value) else
-        dict(value) if isinstance(value, Mapping) else value
-        for field in dataclasses.fields(settings) for value in [getattr(settings, field.name)]}
-
-
-def _parse(text: str) -> object:
-    try:
-        return tomllib.loads(f'value = {text}')['value']
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word
-
-
-_Settings = typing.TypeVar('_Settings')
-
-
-def _read(kind: type[_Settings], table: Mapping[str, Any], source: str, prefix: str = '') -> _Settings:
-    """Build settings from a table; anything unknown, missing or ill-typed is an error that names it."""
-    fields = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
-    hints = typing.get_type_hints(kind)
-    for key in table:
-        if key not in fields:
-            raise RecipeError(f'{source}: unknown key {prefix + key!r}; {nearest(key, fields)}')
-    values = {}
-    for name, field in fields.items():
-        if name in table:
-            values[name] = _convert(hints[name], table[name], source, prefix + name)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise RecipeError(f'{source}: {prefix + name!r} is missing.')
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f'{source}: {prefix}{error}') from error
-
-
-def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return _read(cast(Any, hint), value, source, f'{key}.')
-    if typing.get_origin(hint) is tuple:
-        kinds = typing.get_args(hint)
-        if isinstance(value, list | tuple) and kinds[-1] is ...:
-            return tuple(_convert(kinds[0], item, source, key) for item in value)
-        if isinstance(value, list | tuple) and len(value) == len(kinds):
-            return tuple(_convert(kind, item, source, key) for kind, item in zip(kinds, value))
-        wanted = 'a list of texts' if kinds[-1] is ... else f'a list of {len(kinds)} numbers'
-    elif hint is float and type(value) in (int, float):
-        return float(value)
-    elif hint in (bool, int, str) and type(value) is hint:
-        return value
-    elif typing.get_origin(hint) is Mapping and isinstance(value, dict):
-        return dict(value)
-    else:
-        wanted = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}.get(hint, 'a table')
-    raise RecipeError(f'{source}: {key!r} must be {wanted}, got {value!r}.')

@@ -1,0 +1,296 @@
+"""The tables of a recipe: each checks itself when it is made."""
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from timm.data import Mixup, create_transform
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+from timm_miil import catalog
+from timm_miil._checks import check_choice, check_not_negative, check_positive, check_range, nearest, shown
+from timm_miil.losses import list_losses
+
+__all__ = [
+    'AugmentSettings', 'DataSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
+    'PartialSettings', 'PriorSettings', 'ScheduleSettings', 'check_from_zero',
+]
+
+PARTIAL_SCHEMES = ('fixed_per_class', 'random_per_sample')
+PRIOR_EPOCHS = ('last_epoch', 'all_epochs')
+AUGMENTS = ('crop', 'paper', 'timm')
+# Besides the losses of this package; `LossSettings` says what each is.
+PLAIN_LOSSES = ('bce', 'cross_entropy', 'focal')
+SCHEDULES = ('constant', 'cosine', 'multistep', 'onecycle', 'poly', 'step', 'tanh')
+
+# What training decides, or another setting of the recipe.
+DECIDED_MODEL = frozenset({'labels', 'num_classes', 'pretrained'})
+DECIDED_OPTIMIZER = frozenset({'layer_decay', 'lr', 'opt', 'weight_decay'})
+DECIDED_TIMM_SCHEDULE = frozenset({
+    'min_lr', 'num_epochs', 'optimizer', 'patience_epochs', 'plateau_mode', 'sched', 'step_on_epochs',
+    'updates_per_epoch', 'warmup_epochs'})
+DECIDED_ONECYCLE = frozenset({'epochs', 'last_epoch', 'max_lr', 'optimizer', 'steps_per_epoch', 'total_steps'})
+DECIDED_TRANSFORM = frozenset({
+    'crop_border_pixels', 'crop_mode', 'crop_pct', 'hflip', 'input_size', 'interpolation', 'is_training', 'mean',
+    'naflex', 'normalize', 'ratio', 'scale', 'separate', 'std', 'tf_preprocessing', 'use_prefetcher'})
+DECIDED_MIXUP = frozenset({'multi_label', 'num_classes'})
+
+check_from_zero = partial(check_range, low=0.0, high=math.inf)
+check_unit = partial(check_range, low=0.0, high=1.0, closed=True)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which pictures of the data set serve what, and how they are read; see `timm_miil.data.open_split`.
+
+    Args:
+        format: One of `timm_miil.data.list_formats()`, or 'auto' to recognise it.
+        train: Split to learn from.
+        val: Split to choose the best epoch by. Where there is none, `val_fraction` serves.
+        test: Split to test the best epoch on; '' takes 'test' where there is one.
+        labels: Path of a text file or name of a label set of the catalogue, to which labels are matched by name; ''
+            takes the data's own.
+        val_fraction: Part of the training pictures, drawn by the recipe's seed, that validates where there is no such
+            split; in (0, 1).
+        args: More keyword arguments of `open_split`.
+    """
+    format: str = 'auto'
+    train: str = 'train'
+    val: str = 'val'
+    test: str = ''
+    labels: str = ''
+    val_fraction: float = 0.1
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.train or not self.val:
+            raise ValueError(f'train and val must name splits, got {self.train!r} and {self.val!r}.')
+        check_range(val_fraction=self.val_fraction, low=math.ulp(0.0), high=1.0)
+
+
+@dataclass(frozen=True)
+class PartialSettings:
+    """Labels of the training pictures that are forgotten before training, as the partial-label paper simulates it.
+
+    Args:
+        scheme: 'fixed_per_class' (FPC) or 'random_per_sample' (RPS), see `timm_miil.data`.
+        num_per_class: For FPC, how many present and as many absent labels of a class are kept, at least 1.
+        drop_prob: For RPS, the probability that a label is forgotten, in [0, 1].
+    """
+    scheme: str
+    num_per_class: int = 0
+    drop_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice(scheme=self.scheme, choices=PARTIAL_SCHEMES)
+        if self.scheme == 'fixed_per_class':
+            check_positive(num_per_class=self.num_per_class)
+        check_not_negative(num_per_class=self.num_per_class)
+        check_unit(drop_prob=self.drop_prob)
+        if (self.num_per_class and self.drop_prob) or (self.num_per_class and self.scheme == 'random_per_sample'):
+            raise ValueError(
+                f'scheme must be given its own number only, got {self.scheme!r} with num_per_class '
+                f'{self.num_per_class} and drop_prob {self.drop_prob}.')
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss.
+
+    Args:
+        name: One of `timm_miil.losses.list_losses()` or
+            'bce' (several labels: `AsymmetricLoss(**ASL_PRESETS['bce'])`; one label: `timm.loss.BinaryCrossEntropy`),
+            'focal' (several labels: `AsymmetricLoss(**ASL_PRESETS['focal'])`),
+            'cross_entropy' (one label: timm's, with its label smoothing or soft targets).
+        args: Keyword arguments of its constructor, over those of a preset. What follows from the data (a prior, counts,
+            names) comes from training.
+    """
+    name: str
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = (*list_losses(), *PLAIN_LOSSES)
+        if self.name not in known:
+            raise ValueError(f'name must be a loss, got {self.name!r}; {nearest(self.name, known)}')
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """A temporary network of the same kind, trained first, whose confidences say how common each label is.
+
+    Args:
+        epochs: Its epochs.
+        loss: Its loss; the paper's ignores unannotated labels.
+        average: Its confidences on the training pictures, as it learns, over the 'last_epoch' or 'all_epochs'.
+    """
+    epochs: int
+    loss: LossSettings
+    average: str = 'last_epoch'
+
+    def __post_init__(self) -> None:
+        check_positive(epochs=self.epochs)
+        check_choice(average=self.average, choices=PRIOR_EPOCHS)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network: a registered name and what `timm.create_model` gets besides.
+
+    Args:
+        name: Architecture, such as 'mldecoder_scenes'.
+        args: Keyword arguments of `timm.create_model`; number and names of the classes come from the data.
+        pretrained: Start from the weights that the name has; the classifier starts anew where the classes are others.
+    """
+    name: str
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pretrained: bool = False
+
+    def __post_init__(self) -> None:
+        _check_undecided(self.args, DECIDED_MODEL)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """timm's optimizer.
+
+    Args:
+        name: One of `timm.optim.list_optimizers()`.
+        lr: Highest learning rate, above 0.
+        weight_decay: Decay of weights with two or more dimensions, at least 0.
+        layer_decay: Factor of the learning rate from each layer to the one below it, in [0, 1]; 0 for one rate.
+        args: More keyword arguments of `timm.optim.create_optimizer_v2`.
+    """
+    name: str
+    lr: float
+    weight_decay: float
+    layer_decay: float = 0.0
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = cast(list[str], list_optimizers())
+        if self.name not in known:
+            raise ValueError(f'name must be an optimizer of timm, got {self.name!r}; {nearest(self.name, known)}')
+        check_range(lr=self.lr, low=math.ulp(0.0), high=math.inf)
+        check_from_zero(weight_decay=self.weight_decay)
+        check_unit(layer_decay=self.layer_decay)
+        _check_undecided(self.args, DECIDED_OPTIMIZER)
+        if self.args:  # what an optimizer takes, it says best itself
+            create_optimizer_v2(
+                nn.Linear(1, 1), opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.args)
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """The learning rate's course, advanced at every step.
+
+    Args:
+        name: timm's 'constant', 'cosine', 'multistep', 'poly', 'step' or 'tanh', or torch's 'onecycle'.
+        warmup_epochs: Epochs of linear increase from 0, at least 0 and not necessarily whole. 'onecycle' has its own,
+            `pct_start` of `args`.
+        min_lr: Least learning rate, at least 0. 'onecycle' has its own, `final_div_factor` of `args`.
+        args: More keyword arguments of `timm.scheduler.create_scheduler_v2` or `torch.optim.lr_scheduler.OneCycleLR`.
+    """
+    name: str
+    warmup_epochs: float = 0.0
+    min_lr: float = 0.0
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice(name=self.name, choices=SCHEDULES)
+        check_from_zero(warmup_epochs=self.warmup_epochs, min_lr=self.min_lr)
+        if self.name != 'onecycle':
+            _check_keywords(self.args, create_scheduler_v2, DECIDED_TIMM_SCHEDULE)
+            return
+        if self.warmup_epochs or self.min_lr:
+            raise ValueError(
+                f'warmup_epochs and min_lr must be 0 with onecycle, got {self.warmup_epochs} and {self.min_lr}; set '
+                f'args.pct_start and args.final_div_factor.')
+        _check_keywords(self.args, OneCycleLR, DECIDED_ONECYCLE)
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What happens to training pictures.
+
+    Args:
+        name: 'crop': timm's random crop, resized to the input, and flips; colours are left alone. 'timm': the same and
+            what `args` says. 'paper': `timm_miil.data.create_paper_transform`, which neither crops nor flips.
+        scale: Least and greatest part of the picture's area that a crop keeps, in (0, 1].
+        ratio: Least and greatest aspect ratio of a crop, above 0.
+        hflip: Probability of a mirrored picture, in [0, 1].
+        image_size: Side of the pictures in pixels, for training and evaluation; 0 takes the model's own.
+        args: For 'paper', `cutout` and `randaugment`. For 'timm', keyword arguments of `timm.data.create_transform`;
+            `aug_repeats`, how often a picture is in an epoch, as timm's script has it; and, for one label a picture, a
+            table `mixup` of keyword arguments of `timm.data.Mixup`.
+    """
+    name: str
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    image_size: int = 0
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice(name=self.name, choices=AUGMENTS)
+        for name, (low, high) in {'scale': self.scale, 'ratio': self.ratio}.items():
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f'{name} must be two rising numbers above 0, got {low!r} and {high!r}.')
+        check_unit(scale=self.scale[1], hflip=self.hflip)
+        check_not_negative(image_size=self.image_size)
+        args = dict(self.args)
+        if self.name == 'timm':
+            mixup, repeats = args.pop('mixup', {}), args.pop('aug_repeats', 0)
+            if not isinstance(mixup, Mapping):
+                raise ValueError(f'args.mixup must be a table, got {shown(mixup)}.')
+            _check_keywords(mixup, Mixup, DECIDED_MIXUP, 'args.mixup')
+            check_not_negative(**{'args.aug_repeats': repeats})
+            _check_keywords(args, create_transform, DECIDED_TRANSFORM)
+            return
+        known = ('cutout', 'randaugment') if self.name == 'paper' else ()
+        for key in args:
+            if key not in known:
+                raise ValueError(
+                    f'args of {self.name!r} must be {" and ".join(known) or "empty"}, got {key!r}; name = "timm" takes '
+                    f'what timm.data.create_transform does.')
+
+
+@dataclass(frozen=True)
+class PaperSettings:
+    """What a paper reports of training like this.
+
+    Args:
+        id: The paper's id in the catalogue.
+        metric: What is measured, such as 'mAP'.
+        value: In percent.
+        split: Data set and part of it.
+        source: Where the number stands: a table, a README.
+    """
+    id: str
+    metric: str
+    value: float
+    split: str
+    source: str
+
+    def __post_init__(self) -> None:
+        catalog.paper(self.id)
+        check_range(value=self.value, low=0.0, high=100.0, closed=True)
+
+
+def _check_undecided(args: Mapping[str, Any], decided: frozenset[str]) -> None:
+    reserved = decided & args.keys()
+    if reserved:
+        raise ValueError(
+            f'args must not hold {", ".join(sorted(reserved))}: training decides it, or another setting of the recipe.')
+
+
+def _check_keywords(args: Mapping[str, Any], function: Any, decided: frozenset[str], name: str = 'args') -> None:
+    known = inspect.signature(function).parameters.keys() - decided
+    for key in args:
+        if key not in known:
+            raise ValueError(f'{name} has the unknown key {key!r}; {nearest(key, known)}')
