@@ -8,10 +8,12 @@ from timm_miil.inference.load import ACTIVATIONS, DEFAULT_ZERO_SHOT_MODEL, Outpu
 from timm_miil.inference.overlay import draw_overlay, save_overlay
 from timm_miil.inference.predict import BATCH_SIZE, DEFAULT_MODEL, Prediction, Tag, Tagger
 from timm_miil.inference.reliability import draw_reliability
+from timm_miil.inference.report import write_report
 
 __all__ = [
     'ACTIVATIONS', 'BATCH_SIZE', 'Calibration', 'DEFAULT_MODEL', 'DEFAULT_ZERO_SHOT_MODEL', 'Explainer',
     'IMAGE_SUFFIXES', 'METHODS', 'OutputConfig', 'Prediction', 'Tag', 'Tagger', 'calibrate', 'class_maps',
     'collect_logits', 'draw_overlay', 'draw_reliability', 'draw_tags', 'explain', 'find_classes', 'find_images',
     'load_image', 'load_model', 'save_overlay', 'save_tagged',
+    'write_report',
 ]
