@@ -33,6 +33,7 @@ class LabelColumns:
 
     def __init__(self, names: Sequence[str] | None, *, ignore_unknown: bool = False) -> None:
         self._names, self._ignore_unknown = names, ignore_unknown
+        self._met: list[str] = []
         self._unknown: dict[str, str] = {}
         self.known: dict[str, int] = {name: column for column, name in enumerate(names or ())}
         """Columns by name, -1 for a name to pass over; a reader of millions of rows looks here first."""
@@ -46,9 +47,11 @@ class LabelColumns:
         """
         column = self.known.get(name)
         if column is None:
-            column = len(self.known) if self._names is None else -1
+            column = len(self._met) if self._names is None else -1
             self.known[name] = column
-            if column < 0 and not self._ignore_unknown:
+            if column >= 0:
+                self._met.append(name)
+            elif not self._ignore_unknown:
                 self._unknown[name] = where
         return column
 
@@ -66,17 +69,17 @@ class LabelColumns:
             known = self._names or ()
             listed = (f'{shown(name)} ({where}{_nearest(name, known)})' for name, where in self._unknown.items())
             raise ValueError(
-                f'{file} has {len(self._unknown)} label names that are not among the {len(known)} labels: '
+                f'{file} has labels that are not among the {len(known)} given ones: '
                 f'{few(listed, len(self._unknown))}; correct them, give labels that has them, or pass '
                 f'ignore_unknown_labels=True.')
         if self._names is not None:
             return tuple(self._names), np.arange(len(self._names))
-        if not self.known:
+        if not self._met:
             raise ValueError(f'{file} has no labels.')
-        names = sorted(self.known) if sort else list(self.known)
-        place = np.empty(len(names), dtype=np.int64)
-        place[[self.known[name] for name in names]] = np.arange(len(names))
-        return tuple(names), place
+        order = sorted(range(len(self._met)), key=self._met.__getitem__) if sort else range(len(self._met))
+        place = np.empty(len(order), dtype=np.int64)
+        place[list(order)] = np.arange(len(order))
+        return tuple(self._met[column] for column in order), place
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

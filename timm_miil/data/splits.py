@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args, get_origin
 
 from timm_miil import catalog
 from timm_miil._checks import nearest, shown
@@ -20,6 +20,7 @@ __all__ = ['find_format', 'has_split', 'list_formats', 'list_splits', 'open_spli
 FORMATS = MappingProxyType({
     'coco': 'timm_miil.data.coco',
     'folder': 'timm_miil.data.folder',
+    'csv': 'timm_miil.data.csv_labels',
 })
 """The module of each format, imported when it is used. It has the two functions of `Reader`."""
 
@@ -65,18 +66,19 @@ def list_formats() -> tuple[str, ...]:
     return tuple(sorted(FORMATS))
 
 
-def find_format(data_dir: str | os.PathLike[str]) -> str:
+def find_format(data_dir: str | os.PathLike[str], **options: object) -> str:
     """Which format a data set has, by its files.
 
     Args:
         data_dir: The data set's folder.
+        **options: As for `open_split`; some say where files lie.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If the folder is of no format, or of several.
     """
     data_dir = _check_folder(data_dir)
-    found = [name for name in FORMATS if name != FALLBACK and _reader(name).list_splits(data_dir)]
+    found = [name for name in FORMATS if name != FALLBACK and _list_splits(_reader(name), data_dir, options)]
     if not found and _reader(FALLBACK).list_splits(data_dir):
         found = [FALLBACK]
     if len(found) != 1:
@@ -99,9 +101,7 @@ def list_splits(data_dir: str | os.PathLike[str], *, format: str = 'auto', **opt
         ValueError: If the format or an option is unknown, or the format not to be found.
     """
     data_dir = _check_folder(data_dir)
-    reader = _find_reader(data_dir, format)
-    _check_options(reader.read_split, options, format)
-    return _list_splits(reader, data_dir, options)
+    return _list_splits(_find_reader(data_dir, format, options), data_dir, options)
 
 
 def has_split(data_dir: str | os.PathLike[str], split: str, format: str = 'auto', **options: object) -> bool:
@@ -149,8 +149,7 @@ def open_split(
     """
     data_dir = _check_folder(data_dir)
     names = read_label_set(labels, data_dir)
-    reader = _find_reader(data_dir, format)
-    _check_options(reader.read_split, options, format)
+    reader = _find_reader(data_dir, format, options)
     splits = _list_splits(reader, data_dir, options)
     found = _resolve(split, splits, data_dir)
     if found is None:
@@ -200,21 +199,35 @@ def _reader(name: str) -> Reader:
     return cast(Reader, importlib.import_module(FORMATS[name]))
 
 
-def _find_reader(data_dir: Path, format: str) -> Reader:
-    return _reader(find_format(data_dir) if format == 'auto' else format)
-
-
-def _check_options(function: Callable[..., object], options: Mapping[str, object], format: str) -> None:
-    known = set(_keywords(function)) - {'labels', 'ignore_unknown_labels'}
-    for name in options:
+def _find_reader(data_dir: Path, format: str, options: Mapping[str, object]) -> Reader:
+    """The reader of a format, which takes these options."""
+    format = find_format(data_dir, **options) if format == 'auto' else format
+    reader = _reader(format)
+    known = _keywords(reader.read_split)
+    for name, value in options.items():
         if name not in known:
             hint = nearest(name, known) if known else 'it has none.'
             raise ValueError(f'unknown option {shown(name)} of format {format}; {hint}')
+        _check_kind(name, value, known[name])
+    return reader
 
 
-def _keywords(function: Callable[..., object]) -> list[str]:
+def _keywords(function: Callable[..., object]) -> dict[str, Any]:
+    """The options that a function takes, with their annotations."""
     parameters = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return {
+        parameter.name: parameter.annotation for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in ('labels', 'ignore_unknown_labels')}
+
+
+def _check_kind(name: str, value: object, kind: Any) -> None:
+    """Raise TypeError or ValueError unless an option, which may come from a recipe, is as its annotation says."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f'{name} must be one of {", ".join(map(repr, get_args(kind)))}, got {shown(value)}.')
+    elif type(value) not in (get_args(kind) or (kind,)):  # not isinstance: True is no number here
+        names = [one.__name__ for one in get_args(kind) or (kind,)]
+        raise TypeError(f'{name} must be {" or ".join(names)}, got {type(value).__name__} {shown(value)}.')
 
 
 def _list_splits(reader: Reader, data_dir: Path, options: Mapping[str, Any]) -> tuple[str, ...]:

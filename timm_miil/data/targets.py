@@ -42,22 +42,25 @@ class SparseTargets:
     fill: int
 
     @classmethod
-    def from_dense(cls, targets: Tensor) -> 'SparseTargets':
+    def from_dense(cls, targets: Tensor, *, fill: int | None = None) -> 'SparseTargets':
         """Store a table.
 
         Args:
             targets: 1 for present, 0 for absent, -1 for unknown, shape (N, C), any dtype.
+            fill: The label, 0 or -1, that is not listed; None for the one that there is more of.
 
         Raises:
-            ValueError: If targets have another number of dimensions, or other values.
+            ValueError: If targets have another number of dimensions or other values, or fill is none of these.
         """
+        _check_fill(fill or 0)
         check_ndim(2, targets=targets)
         targets = targets.detach().cpu()
         if targets.dtype in (torch.bool, torch.uint8):
             targets = targets.to(torch.int16)  # these have no sign
         check_labels(targets=targets)
         dense = targets.to(torch.int8).numpy()
-        fill = -1 if np.count_nonzero(dense == -1) > np.count_nonzero(dense == 0) else 0
+        if fill is None:
+            fill = -1 if np.count_nonzero(dense == -1) > np.count_nonzero(dense == 0) else 0
         rows, columns = np.nonzero(dense != fill)
         return cls(
             _starts(rows, len(dense)), columns.astype(np.int32), dense[rows, columns], dense.shape[1], fill)
@@ -80,8 +83,7 @@ class SparseTargets:
             ValueError: If lengths differ, a value or fill is none of the above, or entries contradict each other.
         """
         num_rows, num_classes = shape
-        if fill not in (0, -1):
-            raise ValueError(f'fill must be 0 or -1, got {shown(fill)}.')
+        _check_fill(fill)
         row, column = _integers('rows', rows), _integers('columns', columns)
         value = np.broadcast_to(_integers('values', [values]), row.shape) if isinstance(values, int) else _integers(
             'values', values)
@@ -108,6 +110,22 @@ class SparseTargets:
         return cls(
             _starts(places // max(num_classes, 1), num_rows), (places % max(num_classes, 1)).astype(np.int32),
             value[kept], num_classes, fill)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence['SparseTargets']) -> 'SparseTargets':
+        """Store the rows of one after those of the other.
+
+        Raises:
+            ValueError: If there are none, or they differ in `num_classes` or `fill`.
+        """
+        kinds = {(part.num_classes, part.fill) for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f'parts must have one number of classes and one fill, got {sorted(kinds)}.')
+        num_classes, fill = kinds.pop()
+        counts = np.concatenate([np.diff(part.starts) for part in parts])
+        return cls(
+            np.concatenate([[0], np.cumsum(counts)]), np.concatenate([part.columns for part in parts]),
+            np.concatenate([part.values for part in parts]), num_classes, fill)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -194,6 +212,11 @@ class SparseTargets:
 def _starts(rows: npt.NDArray[np.integer], num_rows: int) -> npt.NDArray[np.int64]:
     """Where the entries of each row begin, given the row of each."""
     return np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=num_rows))]).astype(np.int64)
+
+
+def _check_fill(fill: int) -> None:
+    if fill not in (0, -1):
+        raise ValueError(f'fill must be 0 or -1, got {shown(fill)}.')
 
 
 def _integers(name: str, numbers: Indices) -> npt.NDArray[np.integer]:
