@@ -266,7 +266,7 @@ class PaperSettings:
 
     Args:
         id: The paper's id in the catalogue.
-        metric: What is measured, such as 'mAP'.
+        metric: What is measured: a key of `timm_miil.catalog.METRICS`.
         value: In percent.
         split: Data set and part of it.
         source: Where the number stands: a table, a README.
@@ -279,6 +279,7 @@ class PaperSettings:
 
     def __post_init__(self) -> None:
         catalog.paper(self.id)
+        check_choice(metric=self.metric, choices=catalog.METRICS)
         check_range(value=self.value, low=0.0, high=100.0, closed=True)
 
 

@@ -1,0 +1,121 @@
+"""The recipes that come with the package: they can be built, say where their numbers are from, and differ as they say."""
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from timm_miil import catalog
+from timm_miil.data import list_formats
+from timm_miil.train import list_recipes, load_recipe
+from timm_miil.train.build import build_loss, build_model, build_optimizer, build_scheduler
+
+NAMES = [f'thing {number}' for number in range(20)]
+SCENES = [name for name in list_recipes() if name.startswith('scenes_')]
+PAPERS = ('asl_', 'csl_', 'mldecoder_')
+SUMMARY_CHARS = 110
+
+# What a twin changes of `scenes_asl`, besides its summary.
+TWINS = {
+    'scenes_asl': set(),
+    'scenes_bce': {'loss'},
+    'scenes_focal': {'loss'},
+    'scenes_gap': {'model'},
+    'scenes_csl_fpc': {'loss', 'partial', 'prior'},
+    'scenes_ignore_fpc': {'loss', 'partial'},
+    'scenes_negative_fpc': {'loss', 'partial'},
+    'scenes_csl_rps': {'loss', 'partial', 'prior'},
+    'scenes_ignore_rps': {'loss', 'partial'},
+    'scenes_negative_rps': {'loss', 'partial'},
+    'scenes_single_label': {'loss', 'scenes', 'task'},
+    'scenes_zero_shot': {'epochs', 'model', 'scenes', 'task', 'unseen_labels'},
+}
+
+
+def changes(recipe, other):
+    return {field.name for field in dataclasses.fields(recipe)
+            if getattr(recipe, field.name) != getattr(other, field.name)} - {'summary'}
+
+
+@pytest.fixture(scope='module')
+def small():
+    return nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize('name', list_recipes())
+def test_every_recipe_says_what_it_is(name):
+    recipe = load_recipe(name)
+    assert recipe.summary.endswith('.') and recipe.summary.count('. ') == 0 and len(recipe.summary) <= SUMMARY_CHARS
+    assert (recipe.scenes is not None) == name.startswith('scenes_')
+    if name.startswith(PAPERS):
+        assert recipe.paper is not None and catalog.paper(recipe.paper.id)
+        assert recipe.paper.metric == ('top1' if recipe.task == 'single_label' else 'mAP')
+        assert recipe.data.format in list_formats()
+    else:
+        assert recipe.paper is None
+
+
+@pytest.mark.parametrize('name', list_recipes())
+def test_every_recipe_can_be_built(name, small):
+    recipe = load_recipe(name)
+    if 'pretrained_backbone' in recipe.model.args:
+        recipe = recipe.override({'model.args.pretrained_backbone': 'false'})
+    # Words cannot be embedded without memory.
+    device = 'cpu' if recipe.task == 'zero_shot' else 'meta'
+    with torch.device(device):
+        model = build_model(recipe, NAMES, pretrained=False)
+    assert model.num_classes == len(NAMES)
+    assert isinstance(build_loss(recipe.loss, recipe.task, prior=torch.full((20,), 0.5)), nn.Module)
+    if recipe.prior is not None:
+        assert isinstance(build_loss(recipe.prior.loss, recipe.task), nn.Module)
+    optimizer = build_optimizer(recipe, small)
+    scheduler = build_scheduler(recipe, optimizer, steps_per_epoch=2)
+    rates = []
+    for step in range(2 * recipe.epochs):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step_update(step + 1)
+    assert max(rates) == pytest.approx(recipe.optimizer.lr, rel=0.1) and rates[-1] < 0.1 * recipe.optimizer.lr
+
+
+def test_every_twin_is_known():
+    assert sorted(TWINS) == SCENES
+
+
+@pytest.mark.parametrize('name', SCENES)
+def test_a_twin_changes_what_it_says_and_nothing_else(name):
+    assert changes(load_recipe(name), load_recipe('scenes_asl')) == TWINS[name]
+
+
+@pytest.mark.parametrize('kind', ['fpc', 'rps'])
+@pytest.mark.parametrize('mode', ['ignore', 'negative'])
+def test_partial_twins_differ_in_the_mode_alone(kind, mode):
+    csl, other = load_recipe(f'scenes_csl_{kind}'), load_recipe(f'scenes_{mode}_{kind}')
+    assert changes(csl, other) == {'loss', 'prior'}
+    selective = dict(csl.loss.args)
+    del selective['likelihood_topk'], selective['prior_threshold']
+    assert csl.loss.name == other.loss.name and other.loss.args == {**selective, 'mode': mode}
+
+
+@pytest.mark.parametrize(('twin', 'paper'), [('scenes_csl_fpc', 'csl_coco_fpc'), ('scenes_csl_rps', 'csl_coco_rps')])
+def test_a_twin_has_the_loss_of_the_papers_recipe(twin, paper):
+    twin, paper = load_recipe(twin), load_recipe(paper)
+    assert twin.loss == paper.loss and twin.prior.loss == paper.prior.loss
+
+
+def test_plain_losses_are_what_their_names_say():
+    logits, targets = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.eye(5)[[0, 1, 2, 3, 4] * 2][:8]
+    bce = build_loss(load_recipe('scenes_bce').loss, 'multi_label')(logits, targets)
+    want = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction='sum')
+    torch.testing.assert_close(bce, want, rtol=1e-5, atol=1e-6)
+    prob = torch.where(targets > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    focal = build_loss(load_recipe('scenes_focal').loss, 'multi_label')(logits, targets)
+    torch.testing.assert_close(focal, -((1 - prob) ** 2 * prob.log()).sum(), rtol=1e-5, atol=1e-6)
+
+
+def test_open_images_takes_an_unannotated_label_as_absent():
+    logits = torch.linspace(-3, 3, 12).view(2, 6)
+    targets = torch.tensor([[1., 0, -1, 1, 0, -1]] * 2)
+    loss = build_loss(load_recipe('asl_openimages').loss, 'multi_label')(logits, targets)
+    want = build_loss(load_recipe('asl_coco').loss, 'multi_label')(logits, targets.clamp(min=0))
+    torch.testing.assert_close(loss, want, rtol=1e-6, atol=0)
