@@ -51,6 +51,15 @@ def test_the_text_says_every_fact():
     assert text.endswith('\n') and '\n\n\n' not in text and 'None' not in text and '{' + '}' not in text
 
 
+def test_a_model_of_exclusive_classes_is_described_as_one():
+    text = render_card(dataclasses.replace(FACTS, problem_type='single_label_classification', papers=[]))
+    data = ModelCard(text).data
+    assert 'single-label-classification' in data.tags and 'multi-label-classification' not in data.tags
+    assert {result.task_name for result in data.eval_results} == {'Single-label classification'}
+    assert '**Model type:** single-label image classification' in text and 'softmax(-1)[0]' in text
+    assert 'Citation' not in text and 'sigmoid' not in text and 'ulti-label' not in text
+
+
 def test_equal_facts_give_equal_bytes():
     assert render_card(FACTS) == render_card(dataclasses.replace(FACTS))
 

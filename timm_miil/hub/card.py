@@ -2,7 +2,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCard
@@ -10,7 +10,9 @@ from timm.models import create_model
 
 from timm_miil import catalog
 
-__all__ = ['CARD_FILE', 'CardFacts', 'CardMetric', 'catalog_facts', 'check_card', 'render_card']
+__all__ = ['CARD_FILE', 'CardFacts', 'CardMetric', 'ProblemType', 'catalog_facts', 'check_card', 'render_card']
+
+ProblemType = Literal['multi_label_classification', 'single_label_classification']
 
 CARD_FILE = 'README.md'
 NAMED_LABELS = 12
@@ -48,6 +50,7 @@ class CardFacts:
         metrics: What was measured; may be empty.
         training: One paragraph: how it was trained, and the command that does it again.
         papers: Ids of the papers to cite, see `timm_miil.catalog.papers`.
+        problem_type: Whether the classes are independent or exclusive.
     """
     name: str
     summary: str
@@ -62,6 +65,7 @@ class CardFacts:
     metrics: Sequence[CardMetric]
     training: str
     papers: Sequence[str]
+    problem_type: ProblemType = 'multi_label_classification'
 
 
 def render_card(facts: CardFacts) -> str:
@@ -71,18 +75,19 @@ def render_card(facts: CardFacts) -> str:
         CatalogError: If a paper is unknown.
         ValueError: If the result is no valid card, such as with an empty licence.
     """
+    kind = 'multi-label' if facts.problem_type == 'multi_label_classification' else 'single-label'
     head: dict[str, Any] = {
         'license': facts.licence,
         'library_name': 'timm',
         'pipeline_tag': 'image-classification',
-        'tags': ['timm', 'timm-miil', 'image-classification', 'multi-label-classification'],
+        'tags': ['timm', 'timm-miil', 'image-classification', f'{kind}-classification'],
     }
     results: list[str] = []
     if facts.metrics:
         head['model-index'] = [{
             'name': facts.name,
             'results': [{
-                'task': {'type': 'image-classification', 'name': 'Multi-label classification'},
+                'task': {'type': 'image-classification', 'name': f'{kind.capitalize()} classification'},
                 'dataset': {'type': facts.dataset_id, 'name': facts.dataset, 'split': metric.split},
                 'metrics': [{'type': metric.name, 'value': metric.value, 'name': catalog.METRICS[metric.name]}],
             } for metric in facts.metrics],
@@ -101,7 +106,7 @@ def render_card(facts: CardFacts) -> str:
         facts.summary,
         '## Model details',
         '\n'.join([
-            '- **Model type:** multi-label image classification',
+            f'- **Model type:** {kind} image classification',
             f'- **Architecture:** `{facts.architecture}`',
             f'- **Parameters:** {facts.num_params / 1e6:.2f} M',
             f'- **Input:** {channels} x {height} x {width}',
@@ -111,10 +116,10 @@ def render_card(facts: CardFacts) -> str:
         ]),
         *results,
         '## Usage',
-        f'```python\n{_usage(facts.source)}```',
+        f'```python\n{_usage(facts.source, facts.problem_type)}```',
         '## Training',
         facts.training,
-        '## Citation',
+        *(['## Citation'] if papers else []),
         *(f'```bibtex\n{paper.bibtex}\n```' for paper in papers),
     ]
     card = '---\n' + ''.join(f'{line}\n' for line in _yaml(head)) + '---\n\n' + '\n\n'.join(body) + '\n'
@@ -167,7 +172,11 @@ def check_card(card: str) -> None:
         raise ValueError(f'the head of the card must name {", ".join(missing)}.')
 
 
-def _usage(source: str) -> str:
+def _usage(source: str, problem_type: ProblemType) -> str:
+    activation, shown = {
+        'multi_label_classification': ('sigmoid()', 'if confidence >= 0.5'),
+        'single_label_classification': ('softmax(-1)', 'if confidence == confidences.max()'),
+    }[problem_type]
     return f'''\
 import timm
 import timm_miil  # registers the architecture
@@ -179,9 +188,9 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 picture = Image.open('picture.png').convert('RGB')
 with torch.no_grad():
-    confidences = model(transform(picture).unsqueeze(0)).sigmoid()[0]
+    confidences = model(transform(picture).unsqueeze(0)).{activation}[0]
 for label, confidence in zip(model.pretrained_cfg['label_names'], confidences.tolist()):
-    if confidence >= 0.5:
+    {shown}:
         print(f'{{label}}: {{confidence:.2f}}')
 '''
 

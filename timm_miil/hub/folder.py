@@ -2,7 +2,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from timm.models import create_model, save_for_hf
@@ -11,11 +10,9 @@ from torch import nn
 from timm_miil._atomic import whole_folder
 from timm_miil._checks import check_choice, check_class_settings
 from timm_miil._errors import CheckpointError
-from timm_miil.hub.card import CARD_FILE, check_card
+from timm_miil.hub.card import CARD_FILE, ProblemType, check_card
 
 __all__ = ['check_model_folder', 'save_model_folder']
-
-ProblemType = Literal['multi_label_classification', 'single_label_classification']
 
 PROBLEM_TYPES: tuple[ProblemType, ...] = ('multi_label_classification', 'single_label_classification')
 FILES = frozenset({'config.json', 'model.safetensors', CARD_FILE})
