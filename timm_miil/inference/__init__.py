@@ -9,11 +9,12 @@ from timm_miil.inference.overlay import draw_overlay, save_overlay
 from timm_miil.inference.predict import BATCH_SIZE, DEFAULT_MODEL, Prediction, Tag, Tagger
 from timm_miil.inference.reliability import draw_reliability
 from timm_miil.inference.report import write_report
+from timm_miil.inference.tune import Tuning, tune_folder
+from timm_miil.inference.validate import ClassResult, Validation, validate
 
 __all__ = [
-    'ACTIVATIONS', 'BATCH_SIZE', 'Calibration', 'DEFAULT_MODEL', 'DEFAULT_ZERO_SHOT_MODEL', 'Explainer',
-    'IMAGE_SUFFIXES', 'METHODS', 'OutputConfig', 'Prediction', 'Tag', 'Tagger', 'calibrate', 'class_maps',
-    'collect_logits', 'draw_overlay', 'draw_reliability', 'draw_tags', 'explain', 'find_classes', 'find_images',
-    'load_image', 'load_model', 'save_overlay', 'save_tagged',
-    'write_report',
+    'ACTIVATIONS', 'BATCH_SIZE', 'Calibration', 'ClassResult', 'DEFAULT_MODEL', 'DEFAULT_ZERO_SHOT_MODEL', 'Explainer',
+    'IMAGE_SUFFIXES', 'METHODS', 'OutputConfig', 'Prediction', 'Tag', 'Tagger', 'Tuning', 'Validation', 'calibrate',
+    'class_maps', 'collect_logits', 'draw_overlay', 'draw_reliability', 'draw_tags', 'explain', 'find_classes',
+    'find_images', 'load_image', 'load_model', 'save_overlay', 'save_tagged', 'tune_folder', 'validate', 'write_report',
 ]

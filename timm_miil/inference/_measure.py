@@ -10,7 +10,7 @@ from timm_miil.inference.load import Activation
 from timm_miil.metrics import (
     F1, AveragePrecision, MultilabelF1, ReliabilityCurve, multilabel_average_precision, reliability_curve)
 
-__all__ = ['NUM_BINS', 'Measures', 'measure', 'probs_in_parts', 'ranked']
+__all__ = ['NUM_BINS', 'Measures', 'ReliabilitySum', 'expected_error', 'measure', 'probs_in_parts', 'ranked']
 
 # Scores worked on at once: 32 MiB of float64.
 PART_SCORES = 2 ** 22
@@ -40,12 +40,10 @@ class Measures:
     @property
     def calibration_error(self) -> float:
         """Expected calibration error of all labels together, a fraction; NaN without known labels."""
-        curve = self.reliability
-        gap = (curve.confidence - curve.frequency).abs().nan_to_num(0.0)
-        return float((gap * curve.count).sum() / curve.count.sum())
+        return expected_error(self.reliability)
 
 
-class _ReliabilitySum:
+class ReliabilitySum:
     """A reliability curve of all labels together, gathered from parts of them."""
 
     def __init__(self) -> None:
@@ -62,6 +60,12 @@ class _ReliabilitySum:
     def compute(self) -> ReliabilityCurve:
         """The curve of all that was added; a bin without labels is NaN."""
         return ReliabilityCurve(self._confidence / self._count, self._frequency / self._count, self._count)
+
+
+def expected_error(curve: ReliabilityCurve) -> float:
+    """The mean of |confidence - frequency| over the bins, weighted by their labels; NaN without labels."""
+    gap = (curve.confidence - curve.frequency).abs().nan_to_num(0.0)
+    return float((gap * curve.count).sum() / curve.count.sum())
 
 
 def probs_in_parts(
@@ -108,7 +112,7 @@ def measure(
     Returns:
         All measures, in host memory.
     """
-    f1, reliability = MultilabelF1(logits.shape[1], list(thresholds)), _ReliabilitySum()
+    f1, reliability = MultilabelF1(logits.shape[1], list(thresholds)), ReliabilitySum()
     for rows, probs, labels in probs_in_parts(logits, targets, activation=activation, temperatures=temperatures):
         f1.update(probs, labels)
         reliability.update(probs, labels)
