@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from timm_miil._checks import shown
 
 __all__ = [
-    'NAMED_AT_MOST', 'clean_name', 'drop_missing', 'few', 'find_folder', 'find_missing', 'read_lines',
+    'NAMED_AT_MOST', 'clean_name', 'few', 'find_folder', 'find_missing', 'keep_present', 'read_lines',
     'refuse_missing',
 ]
 
@@ -72,13 +72,13 @@ def find_missing(folder: Path, names: Sequence[str]) -> list[int]:
     return sorted(missing)
 
 
-def refuse_missing(folder: Path, names: Sequence[str], listed_in: object) -> None:
+def refuse_missing(folder: Path, names: Sequence[str], listed_in: object, what: str = 'pictures') -> None:
     """Raise FileNotFoundError, with the first few names, unless all files are there."""
     if missing := find_missing(folder, names):
-        raise FileNotFoundError(_missing_words(folder, names, listed_in, missing) + '.')
+        raise FileNotFoundError(_missing_words(folder, names, listed_in, missing, what) + '.')
 
 
-def drop_missing(folder: Path, names: Sequence[str], listed_in: object) -> list[int]:
+def keep_present(folder: Path, names: Sequence[str], listed_in: object) -> list[int]:
     """Which of the files are there; a warning is logged of the others.
 
     Raises:
@@ -86,7 +86,7 @@ def drop_missing(folder: Path, names: Sequence[str], listed_in: object) -> list[
     """
     missing = frozenset(find_missing(folder, names))
     if missing:
-        words = _missing_words(folder, names, listed_in, sorted(missing))
+        words = _missing_words(folder, names, listed_in, sorted(missing), 'pictures')
         if len(missing) == len(names):
             raise FileNotFoundError(f'{words}.')
         _logger.warning('%s; they are left out.', words)
@@ -107,9 +107,10 @@ def read_lines(path: Path) -> list[str]:
             f'{path} must be a text file in UTF-8, and its byte {error.start} is not; save it as UTF-8.') from None
 
 
-def _missing_words(folder: Path, names: Sequence[str], listed_in: object, missing: Sequence[int]) -> str:
+def _missing_words(
+        folder: Path, names: Sequence[str], listed_in: object, missing: Sequence[int], what: str) -> str:
     listed = few((shown(names[index]) for index in missing), len(missing))
-    return f'{len(missing)} of {len(names)} pictures of {listed_in} are missing in {folder}: {listed}'
+    return f'{len(missing)} of {len(names)} {what} of {listed_in} are missing in {folder}: {listed}'
 
 
 def _list_files(folder: Path) -> frozenset[str]:

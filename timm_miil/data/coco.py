@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from timm_miil._checks import cut, shown
-from timm_miil.data._files import clean_name, few, find_folder, refuse_missing
+from timm_miil.data._files import clean_name, few, find_folder
 from timm_miil.data._labels import LabelColumns, with_unknown
-from timm_miil.data._packed import PackedPaths
-from timm_miil.data.records import MultiLabelRecords
+from timm_miil.data.records import MultiLabelRecords, files_of
 from timm_miil.data.targets import SparseTargets
 
 __all__ = ['list_splits', 'read_coco', 'read_split']
@@ -110,7 +109,6 @@ def read_coco(
     refuse('annotations of unknown images', _unknown((row['image_id'] for row in annotations), row_of))
     refuse('annotations of unknown categories', _unknown(
         (row['category_id'] for row in annotations), set(category_ids)))
-    refuse_missing(image_dir, names, annotations_file)
 
     columns = LabelColumns(labels, ignore_unknown=ignore_unknown_labels)
     column_of = {row['id']: columns.find(row['name'], f'category {row["id"]}') for row in categories}
@@ -120,7 +118,7 @@ def read_coco(
     targets = SparseTargets.from_entries(
         [row for row, _ in entries], [column for _, column in entries], 1, shape=(len(names), len(label_names)))
     targets = with_unknown(targets, set(range(len(label_names))) - set(column_of.values()))
-    records = MultiLabelRecords(PackedPaths(names, image_dir), targets, label_names)
+    records = files_of(image_dir, names, targets, label_names, annotations_file)
     return records.select(sorted({row_of[row['image_id']] for row in annotations})) if drop_unlabelled else records
 
 

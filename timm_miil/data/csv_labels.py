@@ -24,11 +24,10 @@ from pathlib import Path
 from timm_miil._checks import shown
 from timm_miil.data._csv_forms import Form, find_layout, read_list, read_long, read_wide
 from timm_miil.data._entries import Pictures
-from timm_miil.data._files import find_folder, refuse_missing
+from timm_miil.data._files import find_folder
 from timm_miil.data._labels import LabelColumns
-from timm_miil.data._packed import PackedPaths
 from timm_miil.data._table import open_table
-from timm_miil.data.records import MultiLabelRecords
+from timm_miil.data.records import MultiLabelRecords, files_of
 
 __all__ = ['list_splits', 'read_split']
 
@@ -75,6 +74,7 @@ def read_split(
         label_column: str = '',
         confidence_column: str = '',
         unlisted: int | None = None,
+        drop_missing: bool = False,
 ) -> MultiLabelRecords:
     """Read a CSV file; its delimiter, header and form are told from its content.
 
@@ -98,6 +98,7 @@ def read_split(
         confidence_column: Name of the column of confidences; '' for the usual names, or the third.
         unlisted: Label, 0 or -1, of what a list or the long form does not mention; None for -1 if there are
             confidences, else 0.
+        drop_missing: Whether pictures without a file are left out, with a warning, and are no error.
 
     Returns:
         Pictures in the order of the file.
@@ -125,8 +126,7 @@ def read_split(
         targets, label_names = read_long(layout, pictures, columns, unlisted=unlisted)
     folder = find_folder(data_dir, image_dir, split, ('.',))
     names = [name + image_suffix for name in pictures.names]
-    refuse_missing(folder, names, table.path)
-    return MultiLabelRecords(PackedPaths(names, folder), targets, label_names)
+    return files_of(folder, names, targets, label_names, table.path, drop_missing=drop_missing)
 
 
 def _splits_in(path: Path, delimiter: str, header: bool | None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@ import abc
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from timm_miil._checks import nearest, shown
+from timm_miil.data._files import keep_present, refuse_missing
 from timm_miil.data._labels import check_distinct
 from timm_miil.data._packed import PackedPaths
 from timm_miil.data.images import load_image
 from timm_miil.data.seeding import mix_seed, seeded
 from timm_miil.data.targets import Indices, SparseTargets
 
-__all__ = ['ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords']
+__all__ = ['ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'files_of']
 
 
 class LabelledImages(abc.ABC):
@@ -126,6 +128,36 @@ class MultiLabelRecords(LabelledImages):
     def select(self, rows: Indices) -> 'MultiLabelRecords':
         labels = self.labels.select_rows(rows)
         return MultiLabelRecords(self.image_paths.select(rows), labels, self.label_names)
+
+
+def files_of(
+        folder: Path,
+        names: Sequence[str],
+        labels: SparseTargets,
+        label_names: Sequence[str],
+        listed_in: object,
+        *,
+        drop_missing: bool = False,
+) -> MultiLabelRecords:
+    """Pictures that a list names, once it is sure that they are there.
+
+    Args:
+        folder: What the names are relative to.
+        names: Of the files.
+        labels: What they show.
+        label_names: Names of the columns.
+        listed_in: The list, for errors.
+        drop_missing: Whether pictures without a file are left out, with a warning in the log.
+
+    Raises:
+        FileNotFoundError: If files are missing; the first few are named. With `drop_missing`, if all are.
+    """
+    if drop_missing:
+        rows = keep_present(folder, names, listed_in)
+        names, labels = [names[row] for row in rows], labels.select_rows(rows)
+    else:
+        refuse_missing(folder, names, listed_in)
+    return MultiLabelRecords(PackedPaths(names, folder), labels, label_names)
 
 
 class ImageStream(abc.ABC):

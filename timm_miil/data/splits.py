@@ -21,6 +21,9 @@ FORMATS = MappingProxyType({
     'coco': 'timm_miil.data.coco',
     'folder': 'timm_miil.data.folder',
     'csv': 'timm_miil.data.csv_labels',
+    'voc': 'timm_miil.data.voc',
+    'nuswide': 'timm_miil.data.nuswide',
+    'openimages': 'timm_miil.data.openimages',
 })
 """The module of each format, imported when it is used. It has the two functions of `Reader`."""
 
