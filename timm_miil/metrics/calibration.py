@@ -69,11 +69,12 @@ def fit_temperatures(logits: Tensor, targets: Tensor, *, shrinkage: float = 100.
     if not _has_both(y):
         return torch.ones(logits.shape[1:], dtype=torch.float64, device=logits.device)
     shared = _solve(x, y, x.new_ones(1, dtype=torch.float64), x.new_zeros(1, dtype=torch.float64))
-    strength = shrinkage * _derivatives(x, y, shared)[1] / (y != -1).sum()
+    strength = shrinkage * _derivatives(*_known(x, y), shared)[1] / (y != -1).sum()
     inverse = shared.repeat(logits.shape[1])
     for part in column_parts(logits):
         x, y = logits[:, part], targets[:, part]
-        inverse[part] = torch.where(_has_both(y), _solve(x, y, shared, strength), shared)
+        has_both = _has_both(y)
+        inverse[part][has_both] = _solve(x[:, has_both], y[:, has_both], shared, strength)
     return 1.0 / inverse
 
 
@@ -182,27 +183,40 @@ def calibration_error(
 
 def _solve(x: Tensor, y: Tensor, start: Tensor, strength: Tensor) -> Tensor:
     """Each class's minimum in a, by Newton's method, or by halving where a step leaves the bracket or slows down."""
+    x, is_pos = _known(x, y)
     low = torch.full(x.shape[1:], 1.0 / TEMPERATURE_MAX, dtype=torch.float64, device=x.device)
     high = torch.full_like(low, 1.0 / TEMPERATURE_MIN)
     a, last = start.expand_as(low), high - low
+    found, columns = a.clone(), torch.arange(x.shape[1], device=x.device)
     for _ in range(MAX_STEPS):
-        slope, curvature = _derivatives(x, y, a)
+        slope, curvature = _derivatives(x, is_pos, a)
         slope, curvature = slope + strength * (a - start), curvature + strength
         low, high = torch.where(slope < 0, a, low), torch.where(slope > 0, a, high)
         to = a - slope / curvature
         is_good = (to >= low) & (to <= high) & ((to - a).abs() <= last / 2)     # False where it is NaN
         to = torch.where(is_good, to, (low * high).sqrt())
         a, last = to, (to - a).abs()
-        if bool((last <= TOLERANCE * a).all()):
+        found[columns] = a
+        is_open = last > TOLERANCE * a
+        num_open = int(is_open.sum())
+        if not num_open:
             break
-    return a
+        # A few classes take many steps. The others are left behind, when there are enough of them to pay the copy.
+        if 2 * num_open <= len(columns):
+            x, is_pos = x[:, is_open], is_pos[:, is_open]
+            a, last, low, high, columns = (values[is_open] for values in (a, last, low, high, columns))
+    return found
 
 
-def _derivatives(x: Tensor, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+def _known(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, 0 where the label is unknown, and where it is present; both in float64."""
+    return torch.where(y == -1, 0.0, x.double()), (y == 1).double()
+
+
+def _derivatives(x: Tensor, is_pos: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """First and second derivative of each class's negative log-likelihood in a = 1 / T."""
-    x = torch.where(y == -1, 0.0, x.double())
     p = (a * x).sigmoid()
-    return (x * (p - (y == 1).double())).sum(dim=0), (x.square() * p * (1.0 - p)).sum(dim=0)
+    return (x * (p - is_pos)).sum(dim=0), (x.square() * p * (1.0 - p)).sum(dim=0)
 
 
 def _has_both(y: Tensor) -> Tensor:
