@@ -1,6 +1,9 @@
 """Error types a caller may want to tell apart; plain ValueError and TypeError serve for wrong arguments."""
 
-__all__ = ['CatalogError', 'CheckpointError', 'ImageError', 'PredictionError', 'RecipeError', 'TrainingError']
+__all__ = [
+    'CatalogError', 'CheckpointError', 'ImageError', 'PredictionError', 'RecipeError', 'TrainingError',
+    'TrainingInterrupted',
+]
 
 
 class CatalogError(ValueError):
@@ -25,3 +28,7 @@ class RecipeError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on, such as with a loss that is not finite."""
+
+
+class TrainingInterrupted(RuntimeError):
+    """A signal stopped the training after all was saved; the message says how to go on."""

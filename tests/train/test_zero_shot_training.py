@@ -84,7 +84,7 @@ def test_a_zero_shot_network_is_tested_on_labels_it_never_saw(tiny_scenes, split
     assert result.val_map == found_by(result.model, held.val)
     result.model.set_labels(UNSEEN)
     assert result.unseen_map == found_by(result.model, with_labels(splits.test, UNSEEN))
-    assert json.loads(result.to_json())['unseen_map'] == result.unseen_map
+    assert json.loads(result.to_json())['unseen']['map'] == result.unseen_map
 
 
 def test_averaged_weights_find_unseen_labels_too(tiny_scenes, splits, zero_shot_recipe):

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from timm_miil._errors import PredictionError
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
-from timm_miil.data import MultiLabelRecords, SceneConfig, make_scenes
+from timm_miil.data import MultiLabelRecords, SceneConfig, make_scenes, read_coco
 from timm_miil.hub import CardFacts, CardMetric, check_model_folder, render_card, save_model_folder
 from timm_miil.inference import Tagger, draw_tags, load_image
-from timm_miil.train import EpochRecord, Recipe, TrainResult, load_recipe, read_splits, train
+from timm_miil.train import EpochRecord, Recipe, StepRecord, TrainResult, load_recipe, train
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
@@ -57,18 +57,20 @@ def _run(ns: argparse.Namespace) -> int:
         SceneConfig(seed=recipe.seed), **{key: int(value) for key, value in _given(ns, 'num_classes').items()})
 
     scenes = _make_scenes(ns.out / 'scenes', config)
-    splits = read_splits(scenes)
-    print(f'{printable(scenes)}: {len(splits.train)} pictures to train on, {len(splits.val)} to validate, '
-          f'{len(splits.test)} to test; {config.num_classes} labels')
+    learnt, val, test = (
+        read_coco(scenes / 'annotations' / f'instances_{split}.json', scenes / split)
+        for split in ('train', 'val', 'test'))
+    print(f'{printable(scenes)}: {len(learnt)} pictures to train on, {len(val)} to validate, {len(test)} to test; '
+          f'{config.num_classes} labels')
 
     result = _train(recipe, scenes, device)
-    print(f'test mAP {result.test_map:.2f} with the weights of epoch {result.best_epoch}')
+    print(f'test mAP {result.test_metrics["map"]:.2f} with the weights of epoch {result.best_epoch}')
 
     folder = save_model_folder(
         result.model.cpu(), ns.out / 'model', label_names=result.label_names, card=_card(recipe, config, result))
     print(f'{printable(folder)}: {", ".join(sorted(path.name for path in folder.iterdir()))}')
 
-    tagged = _tag_first(splits.test, folder, ns.out)
+    tagged = _tag_first(test, folder, ns.out)
     print(f'{printable(tagged)}: a test picture and its labels')
     print(f'done in {time.monotonic() - start:.0f} s; now try')
     model, pictures = shlex.quote(str(folder)), shlex.quote(str(scenes / 'test'))
@@ -92,9 +94,9 @@ def _make_scenes(directory: Path, config: SceneConfig) -> Path:
 
 def _train(recipe: Recipe, scenes: Path, device: torch.device) -> TrainResult:
     with tqdm(desc='training', unit='step', disable=None, leave=False) as bar:
-        def show_step(step: int, steps: int, loss: float) -> None:
-            bar.total = recipe.epochs * steps
-            bar.set_postfix_str(f'loss {loss:.2f}', refresh=False)
+        def show_step(record: StepRecord) -> None:
+            bar.total = recipe.epochs * record.steps
+            bar.set_postfix_str(f'loss {record.loss:.2f}', refresh=False)
             bar.update()
 
         def show_epoch(record: EpochRecord) -> None:
@@ -119,8 +121,8 @@ def _card(recipe: Recipe, config: SceneConfig, result: TrainResult) -> str:
         dataset_id='scenes',
         label_names=result.label_names,
         metrics=[
-            CardMetric('mAP', round(value, 2), split)
-            for split, value in {'test': result.test_map, 'val': result.val_map}.items()],
+            CardMetric('mAP', round(metrics['map'], 2), split)
+            for split, metrics in {'test': result.test_metrics, 'val': result.val_metrics}.items()],
         training=f'Recipe `{RECIPE}`. The command `{command}` makes the data and trains it again.',
         papers=('mldecoder', 'asl'),
     ))

@@ -1,192 +1,289 @@
-"""From a recipe and a data set to the parts of a training run."""
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+"""From a recipe and its pictures to the parts of a training run."""
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol, cast
 
 import torch
-from timm.data import create_transform, resolve_model_data_config
+from PIL import Image
+from timm.data import Mixup, create_transform, resolve_model_data_config
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, create_classification_loss
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
+from timm.task import ClassificationTask
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Sampler
+from torch.optim.lr_scheduler import OneCycleLR
 
 from timm_miil._checks import nearest
-from timm_miil.data import MultiLabelDataset, MultiLabelRecords, mix_seed, read_coco
-from timm_miil.losses import create_loss
-from timm_miil.tasks import MultiLabelTask, ZeroShotTask
-from timm_miil.train.recipe import Recipe
+from timm_miil.data import ImageStream, LabelledImages, MultiLabelDataset
+from timm_miil.data.transforms import create_paper_transform
+from timm_miil.losses import ASL_PRESETS, AsymmetricLossSingleLabel, create_loss
+from timm_miil.tasks import MultiLabelTask, SingleLabelTask, ZeroShotTask
+from timm_miil.train._loaders import EpochLoader, Share, StreamLoader, StreamPictures, TrainLoader, WorkerLoader
+from timm_miil.train.recipe import LossSettings, Recipe
+from timm_miil.train.splits import with_labels
 
 __all__ = [
-    'EpochLoader', 'Splits', 'build_eval_loader', 'build_model', 'build_optimizer', 'build_scheduler', 'build_task',
-    'build_train_loader', 'hold_out', 'read_splits', 'with_labels',
+    'EpochLoader', 'Schedule', 'build_eval_loader', 'build_loss', 'build_mixup', 'build_model', 'build_optimizer',
+    'build_scheduler', 'build_task', 'build_train_loader', 'with_labels',
 ]
 
-Batches = DataLoader[tuple[Tensor, Tensor]]
+MULTI_LABEL_LOSSES = frozenset({
+    'adaptive_asymmetric', 'asymmetric', 'bce', 'class_aware_selective', 'decoupled_softmax', 'focal', 'mann_whitney',
+    'mlcd', 'multi_focal_modifier', 'pu_multilabel', 'soft_topk'})
+# Losses of one label a picture that take distributions, as Mixup makes them.
+SOFT_LOSSES = frozenset({'bce', 'cross_entropy'})
+SINGLE_LABEL_LOSSES = SOFT_LOSSES | {'asymmetric_single_label'}
+# Where nothing is mixed these get indices: they smooth those, and no distributions.
+INDEX_LOSSES = (AsymmetricLossSingleLabel, BinaryCrossEntropy, LabelSmoothingCrossEntropy)
+# What the network's own configuration becomes where pictures are resized to its input whatever their shape is.
+SQUISH = MappingProxyType({'crop_pct': 1.0, 'crop_mode': 'squash', 'interpolation': 'bilinear'})
 
 
-@dataclass(frozen=True, eq=False)
-class Splits:
-    """Pictures to learn from, to choose the best epoch by, and to test once."""
-    train: MultiLabelRecords
-    val: MultiLabelRecords
-    test: MultiLabelRecords
+class Schedule(Protocol):
+    """The course of the learning rate."""
 
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The labels to learn, equal in `train` and `val`; after `hold_out` those of `test` are more."""
-        return self.train.label_names
+    def step_update(self, num_updates: int) -> None:
+        """Set what the step after `num_updates` steps needs."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it knows."""
 
-def read_splits(data_dir: str | Path) -> Splits:
-    """Read a data set laid out like COCO 2017: `<split>/` and `annotations/instances_<split>.json`.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is wrong, or the labels of the splits differ.
-    """
-    data_dir = Path(data_dir)
-    splits = {
-        split: read_coco(data_dir / 'annotations' / f'instances_{split}.json', data_dir / split)
-        for split in ('train', 'val', 'test')}
-    for split, records in splits.items():
-        if records.label_names != splits['train'].label_names:
-            raise ValueError(
-                f'{data_dir}: the labels of {split} and train must be equal, in the same order; got '
-                f'{len(records.label_names)} and {len(splits["train"].label_names)} labels.')
-    return Splits(**splits)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what it knew."""
 
 
-def hold_out(splits: Splits, unseen_labels: Sequence[str]) -> Splits:
-    """Splits for zero-shot recognition: nothing is learnt from a picture that shows an unseen label.
+def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool | None = None) -> nn.Module:
+    """The network; what has no weights draws them from torch's global generator. A zero-shot one is told the names.
 
     Args:
-        splits: Pictures of all labels.
-        unseen_labels: Labels to hold out.
-
-    Returns:
-        Training and validation without the pictures that show an unseen label, and without the columns of those labels.
-        The test keeps all pictures and all labels.
-
-    Raises:
-        ValueError: If a label is unknown or given twice, or no label, training or validation picture is left.
+        recipe: All settings.
+        label_names: Names of the classes.
+        pretrained: Whether to load weights; None does as the recipe says.
     """
-    for label in unseen_labels:
-        if label not in splits.label_names or unseen_labels.count(label) > 1:
-            raise ValueError(
-                f'unseen_labels must be distinct labels of the data, got {label!r}; '
-                f'{nearest(label, splits.label_names)}')
-    kept = {}
-    for split, records in {'train': splits.train, 'val': splits.val}.items():
-        shows = with_labels(records, unseen_labels).targets.any(1).tolist()
-        rows = [row for row, is_shown in enumerate(shows) if not is_shown]
-        kept[split] = with_labels(
-            MultiLabelRecords(
-                tuple(records.image_paths[row] for row in rows), records.targets[rows], records.label_names),
-            [label for label in records.label_names if label not in unseen_labels])
-        if 0 in kept[split].targets.shape:
-            raise ValueError(
-                f'unseen_labels must leave pictures and labels, got {len(unseen_labels)} of {len(records.label_names)} '
-                f'labels, which leave {len(rows)} pictures in {split}; hold out fewer labels.')
-    return Splits(**kept, test=splits.test)
-
-
-def with_labels(records: MultiLabelRecords, labels: Sequence[str]) -> MultiLabelRecords:
-    """All pictures, with the columns of these labels of theirs."""
-    columns = [records.label_names.index(label) for label in labels]
-    return MultiLabelRecords(records.image_paths, records.targets[:, columns], tuple(labels))
-
-
-def build_model(recipe: Recipe, label_names: Sequence[str]) -> nn.Module:
-    """The network with fresh weights, drawn from torch's global generator; a zero-shot one is told the names."""
     classes = {'labels': list(label_names)} if recipe.task == 'zero_shot' else {'num_classes': len(label_names)}
-    model: nn.Module = create_model(recipe.model.name, pretrained=False, **classes, **recipe.model.args)
+    args = dict(recipe.model.args)
+    overlay: dict[str, Any] = {}
+    if recipe.augment.image_size:
+        overlay |= {'input_size': (3, recipe.augment.image_size, recipe.augment.image_size)}
+    if recipe.augment.name == 'paper':
+        overlay |= SQUISH
+    if overlay:
+        # The model carries it to evaluation and into the saved folder.
+        args['pretrained_cfg_overlay'] = overlay | dict(args.get('pretrained_cfg_overlay', {}))
+    model: nn.Module = create_model(
+        recipe.model.name, pretrained=recipe.model.pretrained if pretrained is None else pretrained, **classes, **args)
     return model
 
 
-def build_task(recipe: Recipe, model: nn.Module, device: torch.device) -> MultiLabelTask:
-    """The model with its loss; with averaged weights if the recipe asks for them."""
-    criterion = create_loss(recipe.loss.name, **recipe.loss.args)
-    task_class = ZeroShotTask if recipe.task == 'zero_shot' else MultiLabelTask
-    task = task_class(model, criterion, device=device)
+def build_loss(
+        settings: LossSettings, task: str, *, class_counts: Tensor | None = None, prior: Tensor | None = None,
+        is_mixed: bool = False) -> nn.Module:
+    """The loss of a recipe.
+
+    Args:
+        settings: Its name and arguments.
+        task: The recipe's task.
+        class_counts: Training pictures that show each label, shape (C,), for the loss that weighs by them.
+        prior: Estimated frequency of each label, shape (C,), for the loss that selects by it.
+        is_mixed: Whether pictures and targets are mixed by Mixup.
+
+    Raises:
+        TypeError: If an argument is unknown.
+        ValueError: If the loss does not suit the task, or an argument is out of range.
+    """
+    name, args = settings.name, dict(settings.args)
+    known = SINGLE_LABEL_LOSSES if task == 'single_label' else MULTI_LABEL_LOSSES
+    if name not in known:
+        raise ValueError(f'loss.name must be a loss of logits and targets for task {task!r}, got {name!r}; '
+                         f'{nearest(name, known)}')
+    if task == 'single_label':
+        if is_mixed and name not in SOFT_LOSSES:
+            raise ValueError(
+                f'loss.name must be one of {", ".join(map(repr, sorted(SOFT_LOSSES)))} with augment.args.mixup, got '
+                f'{name!r}, which takes no mixed targets.')
+        if name == 'cross_entropy':
+            return create_classification_loss('ce', soft_targets=is_mixed, **args)
+        return BinaryCrossEntropy(**args) if name == 'bce' else create_loss(name, **args)
+    if name in ('bce', 'focal'):
+        return create_loss('asymmetric', **{**ASL_PRESETS[name], **args})
+    if name == 'class_aware_selective' and prior is not None:
+        args['prior'] = prior.float()
+    if name == 'multi_focal_modifier' and class_counts is not None:
+        args.setdefault('class_counts', class_counts.clamp(min=1))
+    return create_loss(name, **args)
+
+
+def build_task(
+        recipe: Recipe, model: nn.Module, device: torch.device, *, criterion: nn.Module | None = None,
+) -> ClassificationTask:
+    """The model with its loss; with averaged weights if the recipe asks for them.
+
+    Args:
+        recipe: All settings.
+        model: The network, on its device.
+        device: That device.
+        criterion: The loss; None makes the recipe's by `build_loss`.
+    """
+    criterion = criterion or build_loss(recipe.loss, recipe.task)
+    if recipe.task == 'single_label':
+        is_soft = bool(_mixup_settings(recipe)) or not isinstance(criterion, INDEX_LOSSES)
+        task: ClassificationTask = SingleLabelTask(model, criterion, soft_targets=is_soft, device=device)
+    else:
+        task = (ZeroShotTask if recipe.task == 'zero_shot' else MultiLabelTask)(model, criterion, device=device)
     if recipe.ema_decay:
-        task.setup_ema(decay=recipe.ema_decay, use_warmup=True)
+        task.setup_ema(decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
     return task
+
+
+def build_mixup(recipe: Recipe, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """What mixes pictures (B, 3, H, W) and float targets (B, C) of a batch, if the recipe asks for it.
+
+    Raises:
+        ValueError: If the recipe's pictures have several labels.
+    """
+    settings = _mixup_settings(recipe)
+    if not settings:
+        return None
+    if recipe.task != 'single_label':
+        raise ValueError(f"augment.args.mixup is for task 'single_label', got {recipe.task!r}.")
+    mixup = Mixup(**settings, num_classes=num_classes)
+
+    def mix(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        mixed: tuple[Tensor, Tensor] = mixup(images, targets.argmax(1))
+        return mixed
+
+    return mix
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
     """timm's optimizer; biases, norms and what the model excludes are not decayed."""
     settings = recipe.optimizer
-    return create_optimizer_v2(model, opt=settings.name, lr=settings.lr, weight_decay=settings.weight_decay)
+    return create_optimizer_v2(
+        model, opt=settings.name, lr=settings.lr, weight_decay=settings.weight_decay,
+        layer_decay=settings.layer_decay or None, **settings.args)
 
 
-def build_scheduler(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Scheduler:
-    """timm's schedule, to be advanced by `step_update` after every step."""
+def build_scheduler(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int) -> Schedule:
+    """timm's schedule or torch's OneCycle, to be advanced by `step_update` after every step."""
     settings = recipe.schedule
+    if settings.name == 'onecycle':
+        return _OneCycle(optimizer, recipe.epochs * steps_per_epoch, settings.args)
     scheduler, _ = create_scheduler_v2(
-        optimizer, sched=settings.name, num_epochs=recipe.epochs, warmup_lr=0.0, min_lr=settings.min_lr,
+        optimizer, sched=settings.name, num_epochs=recipe.epochs, min_lr=settings.min_lr,
         warmup_epochs=cast(int, settings.warmup_epochs),  # timm multiplies it by the steps: parts of epochs work
-        step_on_epochs=False, updates_per_epoch=steps_per_epoch)
-    return scheduler
+        step_on_epochs=False, updates_per_epoch=steps_per_epoch, **{'warmup_lr': 0.0, **settings.args})
+    return cast(Schedule, scheduler)
 
 
-class EpochLoader(DataLoader[tuple[Tensor, Tensor]]):
-    """Shuffled full batches whose order and augmentation depend on seed and epoch alone.
-
-    Args:
-        dataset: Pictures with a random transform.
-        batch_size: Pictures of a batch.
-        seed: The dataset's seed.
-        workers: Processes that read pictures.
-    """
-
-    def __init__(self, dataset: MultiLabelDataset, batch_size: int, *, seed: int, workers: int) -> None:
-        self._pictures, self._order = dataset, _EpochShuffle(len(dataset), seed)
-        super().__init__(dataset, batch_size, sampler=self._order, num_workers=workers, drop_last=True)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, before iterating over it."""
-        self._pictures.set_epoch(epoch)
-        self._order.epoch = epoch
-
-
-def build_train_loader(recipe: Recipe, records: MultiLabelRecords, model: nn.Module) -> EpochLoader:
+def build_train_loader(
+        recipe: Recipe,
+        source: LabelledImages | ImageStream,
+        model: nn.Module,
+        *,
+        share: Share = Share(),
+        device: torch.device | None = None,
+) -> TrainLoader:
     """Shuffled, augmented batches.
 
+    Args:
+        recipe: All settings.
+        source: The pictures.
+        model: The network, for the size and the scale of its input.
+        share: This process's part of a step.
+        device: Where the batches go to.
+
     Raises:
-        ValueError: If there are fewer pictures than one batch takes.
+        ValueError: If there are fewer pictures than one batch takes, or a batch cannot be shared out.
     """
-    if len(records) < recipe.batch_size:
+    pieces = share.count * share.parts
+    if recipe.batch_size % pieces:
         raise ValueError(
-            f'batch_size must be at most the number of training pictures, got {recipe.batch_size} for '
-            f'{len(records)} pictures.')
-    config: dict[str, Any] = resolve_model_data_config(model)
-    transform = create_transform(
-        input_size=config['input_size'], is_training=True, scale=recipe.augment.scale, ratio=recipe.augment.ratio,
-        hflip=recipe.augment.hflip, color_jitter=0.0, interpolation=config['interpolation'], mean=config['mean'],
-        std=config['std'])
-    dataset = MultiLabelDataset(records, transform, seed=recipe.seed)
-    return EpochLoader(dataset, recipe.batch_size, seed=recipe.seed, workers=recipe.workers)
+            f'batch_size must be a multiple of processes times grad_accum_steps, got {recipe.batch_size} for '
+            f'{share.count} and {share.parts}; the nearest are {recipe.batch_size // pieces * pieces or pieces} and '
+            f'{(recipe.batch_size // pieces + 1) * pieces}.')
+    if _mixup_settings(recipe) and recipe.batch_size // pieces % 2:
+        raise ValueError(
+            f'augment.args.mixup mixes pairs: batch_size over processes and grad_accum_steps must be even, got '
+            f'{recipe.batch_size} / {pieces} = {recipe.batch_size // pieces}.')
+    transform = _train_transform(recipe, model)
+    repeats = recipe.augment.args.get('aug_repeats', 0) if recipe.augment.name == 'timm' else 0
+    if isinstance(source, ImageStream):
+        if repeats > 1:
+            raise ValueError('augment.args.aug_repeats must be left out for a stream, whose pictures come once.')
+        return StreamLoader(
+            source, transform, recipe.batch_size, seed=recipe.seed, workers=recipe.workers, share=share, device=device)
+    return EpochLoader(
+        MultiLabelDataset(source, transform, seed=recipe.seed), recipe.batch_size, seed=recipe.seed,
+        workers=recipe.workers, share=share, repeats=max(repeats, 1), device=device)
 
 
-def build_eval_loader(records: MultiLabelRecords, model: nn.Module, *, batch_size: int, workers: int = 0) -> Batches:
-    """Batches in the records' order, preprocessed as the model's configuration says."""
-    dataset = MultiLabelDataset(records, create_transform(**resolve_model_data_config(model)))
-    return DataLoader(dataset, batch_size, num_workers=workers)
+def build_eval_loader(
+        source: LabelledImages | ImageStream,
+        model: nn.Module,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        share: Share = Share(),
+        device: torch.device | None = None,
+) -> WorkerLoader:
+    """Pictures and targets in the source's order, preprocessed as the model's configuration says.
+
+    A stream's come in the order of its shards, worker by worker.
+
+    Args:
+        source: The pictures.
+        model: The network, for its configuration.
+        batch_size: Pictures of a batch.
+        workers: Processes that read pictures.
+        share: Which part to read: of several, a contiguous one.
+        device: Where the batches go to.
+    """
+    transform = create_transform(**resolve_model_data_config(model))
+    if isinstance(source, ImageStream):
+        pictures = StreamPictures(source, transform, share=share)
+        return WorkerLoader(pictures, workers=workers, device=device, batch_size=batch_size)
+    first, end = (len(source) * index // share.count for index in (share.index, share.index + 1))
+    return WorkerLoader(
+        MultiLabelDataset(source, transform), workers=workers, device=device, batch_size=batch_size,
+        sampler=range(first, end))
 
 
-class _EpochShuffle(Sampler[int]):
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
+def _train_transform(recipe: Recipe, model: nn.Module) -> Callable[[Image.Image], Tensor]:
+    config: Mapping[str, Any] = resolve_model_data_config(model)
+    augment = recipe.augment
+    if augment.name == 'paper':
+        return create_paper_transform(
+            config['input_size'][1:], is_training=True, mean=config['mean'], std=config['std'], **augment.args)
+    args = {key: value for key, value in augment.args.items() if key not in ('mixup', 'aug_repeats')}
+    transform: Callable[[Image.Image], Tensor] = create_transform(
+        input_size=config['input_size'], is_training=True, scale=augment.scale, ratio=augment.ratio,
+        hflip=augment.hflip, interpolation=config['interpolation'], mean=config['mean'], std=config['std'],
+        **{'color_jitter': 0.0, **args})
+    return transform
 
-    def __len__(self) -> int:
-        return self.length
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-        yield from torch.randperm(self.length, generator=generator).tolist()
+def _mixup_settings(recipe: Recipe) -> dict[str, Any]:
+    return dict(recipe.augment.args.get('mixup', {})) if recipe.augment.name == 'timm' else {}
+
+
+class _OneCycle:
+    """torch's OneCycle, which turns momentum too, in the shape of timm's schedules."""
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, args: Mapping[str, Any]) -> None:
+        rates = [group['lr'] * group.get('lr_scale', 1.0) for group in optimizer.param_groups]
+        has_momentum = bool({'momentum', 'betas'} & optimizer.defaults.keys())
+        self.total_steps = total_steps
+        self.scheduler = OneCycleLR(
+            optimizer, max_lr=rates, total_steps=total_steps, **{'cycle_momentum': has_momentum, **args})
+
+    def step_update(self, num_updates: int) -> None:
+        if num_updates < self.total_steps:  # after the last step there is nothing to set
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scheduler.load_state_dict(state_dict)

@@ -1,214 +1,387 @@
-"""The training loop: the one file that knows devices, steps and epochs."""
-import copy
+"""Training on one device or many: the one file that knows processes, ranks, devices and precision.
+
+Hugging Face Accelerate tells which processes there are, whoever launched them (torchrun, accelerate launch or nobody),
+and brings devices, mixed precision and trackers; timm's task is what is trained.
+"""
+import contextlib
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import datetime
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
-from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from timm.layers import convert_sync_batchnorm
+from timm.task import ClassificationTask
+from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions, get_model_state_dict, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 
-from timm_miil._errors import TrainingError
-from timm_miil.data import MultiLabelRecords, seeded
-from timm_miil.tasks import MultiLabelTask
-from timm_miil.train.build import (
-    Batches, EpochLoader, Splits, build_eval_loader, build_model, build_optimizer, build_scheduler, build_task,
-    build_train_loader, hold_out, read_splits, with_labels)
+from timm_miil._checks import check_choice
+from timm_miil._extras import require
+from timm_miil.train._loaders import Share
+from timm_miil.train._output import RunFolder
+from timm_miil.train._run import Reports, Run
+from timm_miil.train._state import fingerprint, seeded_run
+from timm_miil.train.pipeline import estimate_prior
 from timm_miil.train.recipe import Recipe
+from timm_miil.train.results import EpochRecord, StepRecord, TrainResult
+from timm_miil.train.splits import Splits, prepare_splits
 
-__all__ = ['EpochRecord', 'TrainResult', 'evaluate', 'train']
+__all__ = ['TRACKERS', 'train']
 
+TRACKERS = ('tensorboard', 'trackio')
 
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch gave.
+# Others wait while the main process measures and writes; an hour of it means that it is gone.
+TIMEOUT = datetime.timedelta(hours=1)
+GATHER_ELEMENTS = 1 << 24
+SHARD_PARAMETERS = 1_000_000  # smaller blocks cost more messages than they save memory
 
-    Args:
-        epoch: Counted from 1.
-        lr: Learning rate of its last step.
-        train_loss: Mean loss of a training picture, of the raw weights.
-        val_map: Mean average precision on the validation pictures, percent.
-    """
-    epoch: int
-    lr: float
-    train_loss: float
-    val_map: float
-
-
-@dataclass(frozen=True, eq=False)
-class TrainResult:
-    """A finished run.
-
-    Args:
-        model: The network with the weights of the best epoch, in evaluation mode, on the run's device.
-        label_names: Names of its classes; without those that were held out.
-        epochs: All epochs in order.
-        best_epoch: The first with the highest validation mAP, counted from 1.
-        test_map: Its mean average precision on the test pictures, percent, over `label_names`.
-        unseen_map: The same over the labels that were held out, of which it knew nothing but their names; None for a
-            network that cannot say.
-    """
-    model: nn.Module
-    label_names: tuple[str, ...]
-    epochs: tuple[EpochRecord, ...]
-    best_epoch: int
-    test_map: float
-    unseen_map: float | None = None
-
-    @property
-    def val_map(self) -> float:
-        """Validation mAP of the best epoch, percent."""
-        return self.epochs[self.best_epoch - 1].val_map
-
-    def to_json(self) -> str:
-        """The numbers, without the model."""
-        return json.dumps({
-            'best_epoch': self.best_epoch, 'val_map': self.val_map, 'test_map': self.test_map,
-            'unseen_map': self.unseen_map, 'epochs': [dataclasses.asdict(record) for record in self.epochs]})
+_T = TypeVar('_T')
+_logger = logging.getLogger(__name__)
 
 
 def train(
         recipe: Recipe,
-        data_dir: str | Path,
+        data: str | Path | Splits,
         *,
+        output: str | Path | None = None,
+        resume: str | Path | None = None,
         device: torch.device | str | None = None,
-        on_step: Callable[[int, int, float], None] | None = None,
+        log: Sequence[str] = (),
+        on_step: Callable[[StepRecord], None] | None = None,
         on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> TrainResult:
     """Train on a data set of pictures and test the best epoch.
 
-    The same recipe and data give the same weights, to the bit, on one machine's CPU with one number of threads. The
-    caller's random number generators are left as they were. Nothing is written.
+    The same recipe and data give the same weights, to the bit, on one machine's CPU with one number of threads, also
+    where the run was killed and resumed. Several processes take the same pictures for each step as one would; what
+    they give differs by rounding, by what is drawn while training (dropout), and by batch norms, which see the pictures
+    of one process unless `sync_bn`. The caller's random number generators are left as they were.
+
+    Started by torchrun or accelerate launch, each process calls this with the same arguments.
 
     Args:
         recipe: All settings.
-        data_dir: Folder as read by `read_splits`.
-        device: Where to run; None takes torch's default device.
-        on_step: Called after each step with its number in the epoch (from 1), the steps of an epoch and the loss of
-            a picture.
-        on_epoch: Called after each epoch.
+        data: Folder of a data set, see `read_splits`, or its splits.
+        output: Folder to write to: recipe.toml, results.csv after each epoch, checkpoints, summary.json at the end.
+            None writes nothing. Of several machines it is the first one's.
+        resume: A checkpoint to go on from, or 'auto': the newest in `output` that is whole, or a fresh start.
+        device: Where to run; None takes what Accelerate finds, an accelerator if there is one.
+        log: Trackers to tell, of `TRACKERS`; their files go to `output`.
+        on_step: Called after each step, in the main process.
+        on_epoch: Called after each epoch, in the main process.
 
     Returns:
-        The trained model with what was measured; mAP is timm's exact one, over all classes.
+        The trained model with what was measured, in every process.
 
     Raises:
-        FileNotFoundError: If a data file is missing.
-        TrainingError: If the loss is not finite.
-        ValueError: If a data file is wrong, the recipe's unseen labels do not fit the data (see `hold_out`), or there
-            are fewer training pictures than one batch takes.
+        CheckpointError: If the checkpoint to resume is damaged.
+        FileNotFoundError: If a data file or the checkpoint is missing.
+        ImageError: If a picture cannot be read.
+        ImportError: If Accelerate or a tracker is not installed.
+        OSError: If `output` cannot be written to.
+        TrainingError: If the loss is not finite (the pictures of that step are then in `output`), or a checkpoint
+            cannot be written.
+        TrainingInterrupted: If SIGTERM or Ctrl-C came and there is an `output`; all is saved.
+        ValueError: If data, recipe and processes do not fit together, or `output` has another run in it.
     """
-    device = torch.get_default_device() if device is None else torch.device(device)
-    splits = read_splits(data_dir)
-    if recipe.unseen_labels:
-        splits = hold_out(splits, recipe.unseen_labels)
-    with seeded(recipe.seed):
-        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        model = build_model(recipe, splits.label_names).to(device).to(memory_format=layout)
-        loader = build_train_loader(recipe, splits.train, model)
-        val_loader = build_eval_loader(splits.val, model, batch_size=recipe.batch_size, workers=recipe.workers)
-        task = build_task(recipe, model, device)
-        optimizer = build_optimizer(recipe, model)
-        scheduler = build_scheduler(recipe, optimizer, len(loader))
-        records: list[EpochRecord] = []
-        best_map, best_weights = -math.inf, model.state_dict()
-        for epoch in range(recipe.epochs):
-            loss, lr = _train_epoch(task, loader, optimizer, scheduler, epoch, on_step)
-            kept = task.trainable_module_ema.module if task.has_ema() else model
-            record = EpochRecord(epoch + 1, lr, loss, _evaluate(kept, val_loader)['map'])
-            records.append(record)
-            if record.val_map > best_map:
-                best_map, best_weights = record.val_map, copy.deepcopy(kept.state_dict())
-            if on_epoch is not None:
-                on_epoch(record)
-        model.load_state_dict(best_weights)
-        model.eval().to(memory_format=torch.contiguous_format)
-        best_epoch = next(record.epoch for record in records if record.val_map == best_map)
-        test_map, unseen_map = _test(recipe, model, splits)
-    return TrainResult(model, splits.label_names, tuple(records), best_epoch, test_map, unseen_map)
+    for name in log:
+        check_choice(log=name, choices=TRACKERS)
+        require(name)
+    if output is None and (resume is not None or log):
+        raise ValueError('output must be given to resume a run or to log it, got None.')
+    splits = prepare_splits(recipe, data)
+    with _processes(recipe, device, log, output) as processes:
+        reports, known = Reports(on_step, on_epoch), fingerprint(recipe, splits)
+        folder = None if output is None else RunFolder(output, keep=recipe.keep_checkpoints)
+        state = None if folder is None else processes.on_main(lambda: folder.begin(recipe, resume, known))
+        prior = None
+        if recipe.prior is not None:
+            prior = estimate_prior(recipe, splits, processes, output=output, resume=resume)
+        with seeded_run(recipe.seed, processes.device):
+            run = Run(
+                recipe, splits, processes, folder=folder, state=state, fingerprint=known, prior=prior, reports=reports)
+            run.fit()
+            return run.finish()
 
 
-def evaluate(
-        model: nn.Module, records: MultiLabelRecords, *, batch_size: int = 64, workers: int = 0) -> dict[str, float]:
-    """Measure a model on pictures, preprocessed as its configuration says.
+class _Processes:
+    """See `Host`: one process for each device, or one alone."""
 
-    Args:
-        model: Network with one logit a label; its mode is left as it was.
-        records: Pictures and targets.
-        batch_size: Pictures at a time.
-        workers: Processes that read pictures.
+    def __init__(self, recipe: Recipe, accelerator: Any) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        self.device: torch.device = accelerator.device
+        self.is_main: bool = accelerator.is_main_process
+        self.share = Share(accelerator.process_index, accelerator.num_processes, recipe.grad_accum_steps)
+        self.lag = 0 if self.device.type == 'cpu' else 1
+        self.is_sharded = recipe.fsdp and self.share.count > 1
+        self.count = self.share.count
+        self.rebuilds = self.count > 1 and (recipe.fsdp or recipe.sync_bn)
 
-    Returns:
-        timm's figures: 'map' (exact mean average precision over all classes; one without positives counts 0),
-        'micro_f1', 'macro_f1', 'sample_f1' at probability 0.5, all in percent, and 'loss' (cross-entropy).
+    def place(self, model: nn.Module) -> nn.Module:
+        if self.recipe.sync_bn and self.count > 1:
+            model = convert_sync_batchnorm(model)
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        return model.to(self.device).to(memory_format=layout)
 
-    Raises:
-        OSError: If a picture cannot be read.
-        ValueError: If the model has another number of outputs than there are labels.
-    """
-    return _evaluate(model, build_eval_loader(records, model, batch_size=batch_size, workers=workers))
+    def wrap(self, task: ClassificationTask) -> None:
+        if self.is_sharded:
+            self._shard(task.trainable_module)
+            if task.has_ema():
+                self._shard(task.trainable_module_ema.module)
+        if self.recipe.torchcompile:
+            task.compile()
+        if self.count > 1 and not self.is_sharded:
+            task.prepare_distributed(
+                device_ids=None if self.device.type == 'cpu' else [self.accelerator.local_process_index],
+                gradient_as_bucket_view=True)
+
+    def _shard(self, model: nn.Module) -> None:
+        mesh = init_device_mesh(self.device.type, (self.count,))
+        half = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(self.recipe.precision)
+        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+        for block in _blocks(model):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+
+    def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        return cast(Optimizer, self.accelerator.prepare_optimizer(optimizer))
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return cast(AbstractContextManager[object], self.accelerator.autocast())
+
+    @contextlib.contextmanager
+    def part(self, task: ClassificationTask, is_last: bool) -> Iterator[None]:
+        if self.is_sharded:
+            cast(Any, task.trainable_module).set_requires_gradient_sync(is_last)
+            yield
+            return
+        with contextlib.nullcontext() if is_last else task.no_sync():
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def clip(self, parameters: Iterator[nn.Parameter], max_norm: float) -> None:
+        self.accelerator.clip_grad_norm_(parameters, max_norm)
+
+    def add_up(self, loss: Tensor, stops: bool) -> Callable[[], tuple[float, bool]]:
+        if self.count == 1 and not self.lag:
+            alone = loss.item(), stops
+            return lambda: alone
+        dtype = torch.float32 if self.device.type == 'mps' else torch.float64
+        values = torch.stack([loss.to(dtype), torch.full_like(loss, float(stops), dtype=dtype)])
+        if self.count > 1:
+            distributed.all_reduce(values)
+        found = values.to('cpu', non_blocking=True)
+        event = None
+        if self.lag:
+            event = torch.Event(self.device.type)
+            event.record()
+
+        def read() -> tuple[float, bool]:
+            if event is not None:
+                event.synchronize()
+            total, stopping = found.tolist()
+            return total, stopping > 0
+        return read
+
+    def total(self, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        if self.count > 1:
+            distributed.all_reduce(total)
+        return total
+
+    def gather(self, rows: Tensor) -> Tensor | None:
+        if self.count == 1:
+            return rows.cpu()
+        sizes, parts = self.gather_objects(len(rows)), []
+        length = max(GATHER_ELEMENTS // max(rows[:1].numel(), 1), 1)
+        for process, size in enumerate(sizes):
+            for start in range(0, size, length):
+                if process == self.share.index:
+                    chunk = rows[start:start + length].to(self.device).contiguous()
+                else:
+                    chunk = rows.new_empty((min(length, size - start), *rows.shape[1:]), device=self.device)
+                distributed.broadcast(chunk, src=process)
+                if self.is_main:
+                    parts.append(chunk.cpu())
+        return torch.cat(parts) if parts else rows.cpu() if self.is_main else None
+
+    def gather_objects(self, value: _T) -> list[_T]:
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values
+
+    def on_main(self, action: Callable[[], _T]) -> _T:
+        if self.count == 1:
+            return action()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = action()
+            except Exception as error:
+                outcome[1] = error
+        distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return cast(_T, outcome[0])
+
+    def match_buffers(self, module: nn.Module) -> None:
+        self._match(module.buffers())
+
+    def match_weights(self, module: nn.Module) -> None:
+        self._match(module.state_dict().values())
+
+    def _match(self, tensors: Any) -> None:
+        if self.count > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
+
+    def get_states(self, task: ClassificationTask, optimizer: Optimizer) -> dict[str, Any]:
+        model, inner = _inner(task), cast(Any, optimizer).optimizer
+        states: dict[str, Any] = {'model': self.get_weights(model)}
+        if task.has_ema():
+            states['ema'] = self.get_weights(task.trainable_module_ema.module)
+        if self.accelerator.scaler is not None:
+            states['scaler'] = self.accelerator.scaler.state_dict()
+        states['optimizer'] = get_optimizer_state_dict(
+            model, inner, options=_WHOLE) if self.is_sharded else inner.state_dict()
+        return states
+
+    def set_states(self, task: ClassificationTask, optimizer: Optimizer, states: Mapping[str, Any]) -> None:
+        model, inner = _inner(task), cast(Any, optimizer).optimizer
+        self._set_weights(model, states['model'])
+        if task.has_ema():
+            self._set_weights(task.trainable_module_ema.module, states['ema'])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(states['scaler'])
+        if self.is_sharded:
+            set_optimizer_state_dict(model, inner, states['optimizer'], options=_WHOLE)
+        else:
+            inner.load_state_dict(states['optimizer'])
+
+    def get_weights(self, module: nn.Module) -> dict[str, Tensor]:
+        whole = get_model_state_dict(module, options=_WHOLE) if self.is_sharded else module.state_dict()
+        return cast(dict[str, Tensor], whole)
+
+    def _set_weights(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
+        if self.is_sharded:
+            set_model_state_dict(module, cast(Any, weights), options=_WHOLE)
+        else:
+            module.load_state_dict(weights)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        if self.accelerator.trackers:
+            self.accelerator.log(dict(values), step=step)
 
 
-def _test(recipe: Recipe, model: Any, splits: Splits) -> tuple[float, float | None]:
-    """mAP on the test pictures over the labels that were learnt and, of a zero-shot network, over the unseen ones."""
-    def test_map(labels: Sequence[str]) -> float:
-        records = with_labels(splits.test, labels)
-        return evaluate(model, records, batch_size=recipe.batch_size, workers=recipe.workers)['map']
-
-    seen_map = test_map(splits.label_names)
-    if recipe.task != 'zero_shot' or not recipe.unseen_labels:
-        return seen_map, None
-    model.set_labels(recipe.unseen_labels)
-    unseen_map = test_map(recipe.unseen_labels)
-    model.set_labels(splits.label_names)
-    return seen_map, unseen_map
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-@torch.no_grad()
-def _evaluate(model: nn.Module, loader: Batches) -> dict[str, float]:
-    device = next(model.parameters()).device
-    evaluator = MultiLabelTask(model, device=device).create_evaluator()
-    was_training = model.training
-    model.eval()
+def _inner(task: ClassificationTask) -> nn.Module:
+    """The network inside the wrappers of DDP and the compiler."""
+    module = task.trainable_module
+    while inner := getattr(module, 'module', None) or getattr(module, '_orig_mod', None):
+        module = inner
+    return module
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost elements of sequences that have many parameters: stages and layers."""
+    for module in model.children():
+        elements = module.children() if isinstance(module, nn.Sequential | nn.ModuleList) else [module]
+        for element in elements:
+            if isinstance(element, nn.Sequential | nn.ModuleList) or element is module:
+                yield from _blocks(element)
+            elif sum(parameter.numel() for parameter in element.parameters()) >= SHARD_PARAMETERS:
+                yield element
+
+
+@contextlib.contextmanager
+def _processes(
+        recipe: Recipe, device: torch.device | str | None, log: Sequence[str], output: str | Path | None,
+) -> Iterator[_Processes]:
+    """Join the other processes, if there are such, and leave them at the end."""
+    accelerate, states, utils = map(require, ('accelerate', 'accelerate.state', 'accelerate.utils'))
+    wanted = None if device is None else torch.device(device)
+    was_joined = distributed.is_available() and distributed.is_initialized()
+    # What Accelerate remembers is the process's own, and fixed once; it is lent to this run. Nothing public does this.
+    memories = [kind._shared_state for kind in (
+        states.AcceleratorState, states.PartialState, states.GradientState)]
+    before = [dict(memory) for memory in memories]
+    for memory in memories:
+        memory.clear()
     try:
-        for images, targets in loader:
-            evaluator.update(model(images.to(device)), targets.to(device))
+        with _chosen(wanted):
+            accelerator = accelerate.Accelerator(
+                cpu=wanted is not None and wanted.type == 'cpu',
+                mixed_precision='no' if recipe.precision == 'fp32' else recipe.precision, dynamo_backend='no',
+                gradient_accumulation_plugin=utils.GradientAccumulationPlugin(num_steps=1),
+                log_with=list(log) or None, project_dir=output,
+                kwargs_handlers=[utils.InitProcessGroupKwargs(timeout=TIMEOUT)])
+            _check(recipe, accelerator, wanted)
+            if log:
+                accelerator.init_trackers('timm-miil', config=_plain_settings(recipe))
+            yield _Processes(recipe, accelerator)
+            for tracker in accelerator.trackers:
+                tracker.finish()
     finally:
-        model.train(was_training)
-    return dict(evaluator.compute())
+        if not was_joined and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for memory, old in zip(memories, before):
+            memory.clear()
+            memory.update(old)
 
 
-def _train_epoch(
-        task: MultiLabelTask,
-        loader: EpochLoader,
-        optimizer: Optimizer,
-        scheduler: Scheduler,
-        epoch: int,
-        on_step: Callable[[int, int, float], None] | None,
-) -> tuple[float, float]:
-    """One pass over the training pictures; mean loss of a picture, and the last step's learning rate."""
-    task.train()
-    loader.set_epoch(epoch)
-    steps, total, lr = len(loader), 0.0, 0.0
-    for step, (images, targets) in enumerate(loader, start=1):
-        loss = task(images.to(task.device), targets.to(task.device))['loss']
-        picture_loss = loss.item() / len(images)
-        if not math.isfinite(picture_loss):
-            raise TrainingError(
-                f'the loss became {picture_loss} in epoch {epoch + 1}, step {step} of {steps}, at learning rate '
-                f'{optimizer.param_groups[0]["lr"]:.3g}; lower optimizer.lr or lengthen schedule.warmup_epochs.')
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        lr = optimizer.param_groups[0]['lr']
-        done = epoch * steps + step
-        scheduler.step_update(done)
-        task.update_ema(step=done)
-        total += picture_loss
-        if on_step is not None:
-            on_step(step, steps, picture_loss)
-    return total / steps, lr
+@contextlib.contextmanager
+def _chosen(device: torch.device | None) -> Iterator[None]:
+    """Let Accelerate take one device of several."""
+    if device is None or device.index is None or device.type == 'cpu':
+        yield
+        return
+    module, key = torch.get_device_module(device), 'ACCELERATE_TORCH_DEVICE'
+    current, before = module.current_device(), os.environ.get(key)
+    os.environ[key] = str(device)
+    module.set_device(device.index)
+    try:
+        yield
+    finally:
+        module.set_device(current)
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
+
+
+def _check(recipe: Recipe, accelerator: Any, wanted: torch.device | None) -> None:
+    """Raise ValueError if the recipe cannot run on these devices."""
+    count, device = accelerator.num_processes, accelerator.device
+    if wanted is not None and (wanted.type != device.type or (count > 1 and wanted.index not in (None, device.index))):
+        raise ValueError(
+            f'device must be one that this process may use, got {wanted}, where Accelerate found {device} for process '
+            f'{accelerator.process_index} of {count}; leave it out or name only its kind.')
+    if str(accelerator.distributed_type).rpartition('.')[2] not in (
+            'NO', 'MULTI_CPU', 'MULTI_GPU', 'MULTI_XPU', 'MULTI_NPU', 'MULTI_MLU'):
+        raise ValueError(
+            f'{accelerator.distributed_type} is not supported; launch without it and set fsdp in the recipe to share '
+            f'parameters out.')
+    if device.type == 'cpu' and recipe.precision == 'fp16':
+        raise ValueError("precision 'fp16' needs an accelerator, got cpu; take 'bf16'.")
+    if device.type == 'cpu' and recipe.sync_bn and count > 1:
+        raise ValueError('sync_bn needs an accelerator for each process, got cpu; leave it out.')
+    if recipe.fsdp and count == 1:
+        _logger.warning('fsdp shares parameters out over processes; this is one.')
+
+
+def _plain_settings(recipe: Recipe) -> dict[str, Any]:
+    return {field.name: str(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}

@@ -1,0 +1,396 @@
+"""The course of a training run: steps, epochs, what is measured and what is saved."""
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_miil._errors import TrainingError, TrainingInterrupted
+from timm_miil.data import ImageStream, LabelledImages
+from timm_miil.losses import LabelPriorEstimator
+from timm_miil.train._host import Host
+from timm_miil.train._interrupt import StopRequest
+from timm_miil.train._loaders import Batch, Share
+from timm_miil.train._output import RunFolder
+from timm_miil.train._state import get_random_state, seed_process, set_random_state
+from timm_miil.train.build import (
+    build_eval_loader, build_loss, build_mixup, build_model, build_optimizer, build_scheduler, build_task,
+    build_train_loader)
+from timm_miil.train.evaluate import METRIC_OF_TASK, measure, score_batches
+from timm_miil.train.recipe import Recipe
+from timm_miil.train.results import EpochRecord, StepRecord, TrainResult
+from timm_miil.train.splits import Splits
+
+__all__ = ['Reports', 'Run']
+
+LOG_EVERY_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Whom a run tells what, on the main process."""
+    on_step: Callable[[StepRecord], None] | None = None
+    on_epoch: Callable[[EpochRecord], None] | None = None
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers have not been read yet."""
+    step: int
+    lr: float
+    parts: list[Batch]
+    read: Callable[[], tuple[float, bool]]
+
+
+class Run:
+    """One training run.
+
+    Args:
+        recipe: All settings.
+        splits: The pictures, as they are learnt from.
+        host: The place where it runs.
+        folder: Where to write; None writes nothing.
+        state: State of a checkpoint to go on from.
+        fingerprint: What a checkpoint must agree in.
+        prior: Estimated frequency of each label, for the loss that takes it.
+        observer: Sees the logits of training pictures. Such a run neither validates nor tests.
+        forgets: Whether the observer forgets an epoch when the next one starts.
+        reports: Whom to tell.
+    """
+
+    def __init__(
+            self,
+            recipe: Recipe,
+            splits: Splits,
+            host: Host,
+            *,
+            folder: RunFolder | None = None,
+            state: Mapping[str, Any] | None = None,
+            fingerprint: Mapping[str, str] | None = None,
+            prior: Tensor | None = None,
+            observer: LabelPriorEstimator | None = None,
+            forgets: bool = False,
+            reports: Reports = Reports(),
+    ) -> None:
+        self.recipe, self.splits, self.host, self.folder, self.reports = recipe, splits, host, folder, reports
+        self.fingerprint, self.observer, self.forgets = dict(fingerprint or {}), observer, forgets
+        self.stop = StopRequest()
+        device, labels = host.device, splits.label_names
+        self.mixup = build_mixup(recipe, len(labels))
+        criterion = build_loss(
+            recipe.loss, recipe.task, prior=prior, is_mixed=self.mixup is not None,
+            class_counts=splits.train.labels.counts()[0] if isinstance(splits.train, LabelledImages) else None)
+        self.model = host.place(build_model(recipe, labels))
+        self.loader = build_train_loader(recipe, splits.train, self.model, share=host.share, device=device)
+        self.val_loader = self._eval_loader(splits.val)
+        self.criterion = criterion
+        self.task = build_task(recipe, self.model, device, criterion=criterion)
+        host.wrap(self.task)
+        optimizer = build_optimizer(recipe, self.model)
+        self.schedule = build_scheduler(recipe, optimizer, len(self.loader))
+        self.optimizer = host.wrap_optimizer(optimizer)
+        self.averages = getattr(criterion, 'reduction', 'mean') != 'sum'
+        # What makes the sum of all parts' losses one of a picture, or the mean of means.
+        self.divisor = host.share.count * recipe.grad_accum_steps if self.averages else recipe.batch_size
+
+        self.epoch = self.step = 0
+        self.loss_sum, self.seconds = 0.0, 0.0
+        self.records: list[EpochRecord] = []
+        self.best_epoch, self.best_score, self.best_name = 0, -math.inf, ''
+        self.best_weights: dict[str, Tensor] = {}
+        self.best_logits: Tensor | None = None
+        self.val_targets: Tensor | None = None
+        self.random: Mapping[str, Any] | None = None  # to be put back in the middle of an epoch
+        if state is not None:
+            self._restore(state)
+        elif host.share.index:
+            seed_process(recipe.seed, host.share.index, device)
+
+    def fit(self) -> None:
+        """Train to the last epoch, from wherever the run is.
+
+        Raises:
+            TrainingError: If the loss is not finite, or a checkpoint cannot be written.
+            TrainingInterrupted: If a signal came; all is saved.
+        """
+        with self.stop.heard() if self.folder is not None else nullcontext():
+            while self.epoch < (self.recipe.stop_epoch or self.recipe.epochs):
+                self._end_epoch(self._train_epoch())
+                if self.host.add_up(torch.zeros((), device=self.host.device), bool(self.stop.signal_name))()[1]:
+                    raise self._interrupted()
+
+    def finish(self) -> TrainResult:
+        """Test the best epoch's model.
+
+        Raises:
+            TrainingInterrupted: If a signal came; all is saved.
+        """
+        with self.stop.heard() if self.folder is not None else nullcontext():
+            model = self._best_model()
+            if self.best_logits is None:
+                self.best_logits, self.val_targets = self._score(model, self.val_loader)
+            test, unseen = self._test(model)
+        result = TrainResult(
+            model, self.splits.label_names, tuple(self.records), self.best_epoch, test, unseen, self.recipe,
+            self.splits, self.best_logits, self.val_targets, self.host.is_main)
+        if self.folder is not None:
+            folder = self.folder
+            self.host.on_main(lambda: folder.write_summary(result))
+        return result
+
+    # ---- an epoch
+
+    def _train_epoch(self) -> float:
+        """The steps of an epoch that are left; the last one's learning rate."""
+        self.task.train()
+        steps, start, lr = len(self.loader), self.step, self.optimizer.param_groups[0]['lr']
+        if not start and self.observer is not None and self.forgets:
+            self.observer.reset()
+        batches = self.loader.batches(self.epoch, start)
+        if self.random is not None:
+            set_random_state(self.random, self.host.device)
+            self.random = None
+        began = time.monotonic() - self.seconds
+        pending: deque[_Pending] = deque()
+        stops = False
+        for step in range(start, steps):
+            parts = [next(batches) for _ in range(self.recipe.grad_accum_steps)]
+            self.optimizer.zero_grad()
+            lr = self.optimizer.param_groups[0]['lr']
+            pending.append(_Pending(
+                step, lr, parts, self.host.add_up(self._backward(parts), bool(self.stop.signal_name))))
+            while len(pending) > self.host.lag:
+                stops |= self._read(pending.popleft())
+            self._update(self.epoch * steps + step + 1)
+            self.step, self.seconds = step + 1, time.monotonic() - began
+            is_due = self.recipe.checkpoint_steps and (
+                (self.epoch * steps + self.step) % self.recipe.checkpoint_steps == 0 and self.step < steps)
+            if stops or is_due or self.step == steps:
+                while pending:
+                    stops |= self._read(pending.popleft())
+            if stops or is_due:
+                self._save()
+                if stops:
+                    raise self._interrupted()
+        return lr
+
+    def _backward(self, parts: Sequence[Batch]) -> Tensor:
+        """Add the gradients of a step's pictures; the sum of the parts' losses."""
+        losses = []
+        for number, part in enumerate(parts, start=1):
+            images, targets = (
+                tensor.to(self.host.device, non_blocking=True) for tensor in (part.images, part.targets))
+            if self.mixup is not None:
+                images, targets = self.mixup(images, targets)
+            with self.host.part(self.task, number == len(parts)), self.host.autocast():
+                result = self.task(images, targets)
+            # Processes average their gradients, parts add theirs.
+            loss = result['loss']
+            self.host.backward(loss / len(parts) if self.averages else loss * self.host.share.count)
+            losses.append(loss.detach())
+            if self.observer is not None:
+                self.observer.update(result['output'].detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _update(self, done: int) -> None:
+        """Step the optimizer and all that follows it."""
+        if self.recipe.clip_grad:
+            self.host.clip(self.model.parameters(), self.recipe.clip_grad)
+        self.optimizer.step()
+        self.schedule.step_update(done)
+        self.task.update_ema(step=done)
+
+    def _read(self, pending: _Pending) -> bool:
+        """Take the numbers of a step; whether to stop."""
+        loss, stops = pending.read()
+        loss /= self.divisor
+        if not math.isfinite(loss):
+            raise self._not_finite(pending, loss)
+        self.loss_sum += loss
+        if self.host.is_main and self.reports.on_step is not None:
+            self.reports.on_step(StepRecord(
+                self.epoch + 1, pending.step + 1, len(self.loader), loss, pending.lr, self.recipe.batch_size))
+        done = self.epoch * len(self.loader) + pending.step + 1
+        if done % LOG_EVERY_STEPS == 0:
+            self.host.log({'train_loss_step': loss, 'lr': pending.lr}, done)
+        return stops
+
+    def _end_epoch(self, lr: float) -> None:
+        """Validate, keep the best and save."""
+        steps = len(self.loader)
+        kept = self.task.trainable_module_ema.module if self.task.has_ema() else self.model
+        for module in {id(module): module for module in (self.model, kept)}.values():
+            self.host.match_buffers(module)
+        metrics: dict[str, float] = {}
+        epoch = self.epoch + 1
+        if self.observer is None:
+            random = get_random_state(self.host.device)
+            try:
+                logits, targets = self._score(kept, self.val_loader)
+            except _Stopped:
+                self._save(random)
+                raise self._interrupted() from None
+            metrics = self.host.on_main(lambda: _measured(logits, targets, self.recipe.task))
+            self._keep_if_best(epoch, metrics[METRIC_OF_TASK[self.recipe.task]], kept, logits, targets)
+        record = EpochRecord(
+            epoch, lr, self.loss_sum / steps, metrics, self.seconds,
+            steps * self.recipe.batch_size / max(self.seconds, 1e-9))
+        self.records.append(record)
+        self.epoch, self.step, self.loss_sum, self.seconds = epoch, 0, 0.0, 0.0
+        if self.folder is not None:
+            folder = self.folder
+            self._save()
+            self.host.on_main(lambda: folder.write_epochs(self.records))
+        self.host.log(record.as_row(), epoch * steps)
+        if self.host.is_main and self.reports.on_epoch is not None:
+            self.reports.on_epoch(record)
+
+    # ---- measuring
+
+    def _eval_loader(self, source: LabelledImages | ImageStream) -> Any:
+        share = Share(self.host.share.index, self.host.share.count)
+        batch_size = max(self.recipe.batch_size // (share.count * self.recipe.grad_accum_steps), 1)
+        return build_eval_loader(
+            source, self.model, batch_size=batch_size, workers=self.recipe.workers, share=share,
+            device=self.host.device)
+
+    def _score(self, model: nn.Module, loader: Any) -> tuple[Tensor | None, Tensor | None]:
+        """Logits and targets of all processes' pictures, on the main one."""
+        num_classes = len(loader.dataset.source.label_names)
+        logits, targets = [torch.empty(0, num_classes)], [torch.empty(0, num_classes, dtype=torch.int8)]
+        for scores, labels in score_batches(model, loader, autocast=self.host.autocast):
+            logits.append(scores.cpu())
+            targets.append(labels)
+            if self.stop.signal_name and self.host.share.count == 1:
+                raise _Stopped
+        return self.host.gather(torch.cat(logits)), self.host.gather(torch.cat(targets))
+
+    def _keep_if_best(
+            self, epoch: int, score: float, model: nn.Module, logits: Tensor | None, targets: Tensor | None) -> None:
+        self.val_targets = targets
+        if self.best_epoch and not score > self.best_score:
+            return
+        self.best_epoch, self.best_score, self.best_logits = epoch, score, logits
+        weights = self.host.get_weights(model)
+        if self.folder is not None:
+            folder = self.folder
+            self.best_name = self.host.on_main(lambda: folder.save_best(epoch, weights))
+        elif self.host.is_main:
+            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+    def _best_model(self) -> nn.Module:
+        """The network as the recipe names it, without what training needed around it, with the best weights."""
+        model = self.model
+        if self.host.rebuilds:
+            model = build_model(self.recipe, self.splits.label_names, pretrained=False)
+        if self.host.is_main:
+            weights = self.folder.load_best(self.best_name) if self.folder is not None else self.best_weights
+            model.load_state_dict(weights)
+        model.zero_grad()
+        model.eval().to(self.host.device).to(memory_format=torch.contiguous_format)
+        self.host.match_weights(model)
+        return model
+
+    def _test(self, model: Any) -> tuple[dict[str, float], dict[str, float]]:
+        """Figures on the test pictures over the labels that were learnt and, if it can tell them, unseen ones."""
+        source = self.splits.test
+        if source is None:
+            return {}, {}
+
+        def figures(labels: Sequence[str]) -> dict[str, float]:
+            own = source if tuple(labels) == source.label_names else source.with_labels(labels)  # type: ignore
+            try:
+                logits, targets = self._score(model, self._eval_loader(own))
+            except _Stopped:
+                raise self._interrupted() from None
+            return self.host.on_main(lambda: _measured(logits, targets, self.recipe.task))
+
+        seen = figures(self.splits.label_names)
+        if self.recipe.task != 'zero_shot' or not self.recipe.unseen_labels:
+            return seen, {}
+        model.set_labels(self.recipe.unseen_labels)
+        unseen = figures(self.recipe.unseen_labels)
+        model.set_labels(self.splits.label_names)
+        return seen, unseen
+
+    # ---- saving
+
+    def _save(self, random: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint of this moment, with other random states if they are given."""
+        if self.folder is None:
+            return
+        observed = {} if self.observer is None else {
+            name: self.host.total(buffer).cpu() for name, buffer in self.observer.named_buffers()}
+        state = {
+            **self.host.get_states(self.task, self.optimizer),
+            'criterion': self.criterion.state_dict(), 'schedule': self.schedule.state_dict(),
+            'observed': observed, 'fingerprint': self.fingerprint, 'epoch': self.epoch, 'step': self.step,
+            'loss_sum': self.loss_sum, 'seconds': self.seconds,
+            'records': [dataclasses.asdict(record) for record in self.records],
+            'best_epoch': self.best_epoch, 'best_score': self.best_score, 'best_weights': self.best_name,
+            'random': self.host.gather_objects(random or get_random_state(self.host.device))}
+        folder, done = self.folder, self.epoch * len(self.loader) + self.step
+        self.host.on_main(lambda: folder.save(done, state))
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.host.set_states(self.task, self.optimizer, state)
+        self.criterion.load_state_dict(state['criterion'])
+        self.schedule.load_state_dict(state['schedule'])
+        if self.observer is not None and self.host.is_main:
+            self.observer.load_state_dict(state['observed'])
+        self.epoch, self.step = state['epoch'], state['step']
+        self.loss_sum, self.seconds = state['loss_sum'], state['seconds']
+        self.records = [EpochRecord(**record) for record in state['records']]
+        self.best_epoch, self.best_score = state['best_epoch'], state['best_score']
+        self.best_name = state['best_weights']
+        index = self.host.share.index
+        if index < len(state['random']):
+            set_random_state(state['random'][index], self.host.device)
+            self.random = state['random'][index] if self.step else None
+        else:  # there are more processes than there were
+            seed_process(self.recipe.seed + self.epoch, index, self.host.device)
+
+    # ---- what stops a run
+
+    def _interrupted(self) -> TrainingInterrupted:
+        where = f'step {self.step} of {len(self.loader)} of epoch {self.epoch + 1}' if self.step else (
+            f'epoch {self.epoch}')
+        return TrainingInterrupted(
+            f'{self.stop.signal_name or "a signal to another process"}: stopped after {where}, and saved all in '
+            f"{self.folder and self.folder.checkpoints}. Go on with resume='auto' (--resume auto).")
+
+    def _not_finite(self, pending: _Pending, loss: float) -> TrainingError:
+        words = (
+            f'the loss became {loss} in epoch {self.epoch + 1}, step {pending.step + 1} of {len(self.loader)}, at '
+            f'learning rate {pending.lr:.3g}; lower optimizer.lr or lengthen schedule.warmup_epochs')
+        if self.folder is None:
+            return TrainingError(f'{words}.')
+        folder = self.folder
+        images = self.host.gather(torch.cat([part.images for part in pending.parts]))
+        targets = self.host.gather(torch.cat([part.targets for part in pending.parts]))
+        names = self.host.gather_objects([name for part in pending.parts for name in part.names()])
+        facts = {'epoch': self.epoch + 1, 'step': pending.step + 1, 'loss': str(loss), 'lr': pending.lr,
+                 'label_names': list(self.splits.label_names), 'names': [name for each in names for name in each]}
+
+        def write() -> str:
+            try:
+                return f'the pictures of the step are in {folder.write_step(images, targets, facts)}'  # type: ignore
+            except OSError as error:
+                return f'the pictures of the step could not be written ({error})'
+        return TrainingError(f'{words}; {self.host.on_main(write)}.')
+
+
+class _Stopped(Exception):
+    """A signal came while pictures were scored."""
+
+
+def _measured(logits: Tensor | None, targets: Tensor | None, task: str) -> dict[str, float]:
+    if logits is None or targets is None or not len(logits):
+        raise ValueError('there are no pictures to measure the network on; give the split pictures, or another split.')
+    return measure(logits, targets, task)

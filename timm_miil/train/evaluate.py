@@ -1,0 +1,131 @@
+"""What a network says of pictures, and how good that is."""
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_miil._checks import check_choice
+from timm_miil.data import ImageStream, LabelledImages
+from timm_miil.metrics import MultilabelAveragePrecision, multilabel_f1
+from timm_miil.train._loaders import WorkerLoader
+from timm_miil.train.build import build_eval_loader
+
+__all__ = ['METRIC_OF_TASK', 'evaluate', 'measure', 'score_batches']
+
+METRIC_OF_TASK = MappingProxyType({'multi_label': 'map', 'single_label': 'top1', 'zero_shot': 'map'})
+"""What a run's best epoch is chosen by: a key of `measure`."""
+
+_ROWS = 1 << 12  # at a time, where a copy of all would double the memory
+
+
+def evaluate(
+        model: nn.Module,
+        source: LabelledImages | ImageStream,
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        task: str = 'multi_label',
+) -> dict[str, float]:
+    """Measure a model on pictures, preprocessed as its configuration says.
+
+    Args:
+        model: Network with one logit a label; its mode is left as it was.
+        source: Pictures and targets.
+        batch_size: Pictures at a time.
+        workers: Processes that read pictures.
+        task: A recipe's task, which decides what is measured.
+
+    Returns:
+        The figures of `measure`.
+
+    Raises:
+        OSError: If a picture cannot be read.
+        ValueError: If the model has another number of outputs than there are labels, or there are no pictures.
+    """
+    loader = build_eval_loader(
+        source, model, batch_size=batch_size, workers=workers, device=next(model.parameters()).device)
+    batches = list(score_batches(model, loader))
+    if not batches:
+        raise ValueError('source must have pictures to measure a model on, got none.')
+    logits, targets = map(torch.cat, zip(*batches))
+    return measure(logits, targets, task)
+
+
+def score_batches(
+        model: nn.Module,
+        loader: WorkerLoader,
+        *,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets, batch by batch.
+
+    Args:
+        model: Network on its device; it is in evaluation mode while this is iterated, and then as it was.
+        loader: Pictures and targets.
+        autocast: Makes the context in which the model runs.
+
+    Returns:
+        Logits (B, C), float32 on the model's device, and targets (B, C), int8 in host memory.
+
+    Raises:
+        ValueError: If the numbers of columns differ.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        for images, targets, *_ in loader:
+            with torch.no_grad(), autocast():
+                logits = model(images.to(device, non_blocking=True)).float()
+            if logits.shape != targets.shape:
+                raise ValueError(
+                    f'the model must have one output a label, got {logits.shape[-1]} outputs for '
+                    f'{targets.shape[1]} labels.')
+            yield logits, targets.to(torch.int8)
+    finally:
+        model.train(was_training)
+
+
+def measure(logits: Tensor, targets: Tensor, task: str = 'multi_label') -> dict[str, float]:
+    """How well scores fit what is known, unknown labels left out.
+
+    Args:
+        logits: Raw scores, shape (N, C).
+        targets: 1 present, 0 absent, -1 unknown, shape (N, C).
+        task: A recipe's task.
+
+    Returns:
+        For 'single_label', 'top1', 'top5' (percent of pictures) and 'loss' (cross-entropy). Else 'map' (mean average
+        precision; where all labels are known a class without positives counts 0, else only classes with known
+        positives and negatives count), 'micro_f1' and 'macro_f1' at probability 0.5, in percent, and 'loss' (binary
+        cross-entropy of a known label).
+
+    Raises:
+        ValueError: If the task is unknown or a score is NaN.
+    """
+    check_choice(task=task, choices=METRIC_OF_TASK)
+    if task == 'single_label':
+        return _measure_single(logits, targets)
+    metric, total, known = MultilabelAveragePrecision(logits.shape[1]), 0.0, 0
+    for scores, labels in zip(logits.split(_ROWS), targets.split(_ROWS)):
+        metric.update(scores.cpu(), labels.cpu())
+        labels = labels.to(scores.device)
+        losses = F.binary_cross_entropy_with_logits(scores.float(), (labels == 1).float(), reduction='none')
+        total += float(losses.masked_fill(labels < 0, 0.0).double().sum())
+        known += int((labels >= 0).sum())
+    precision = metric.compute()
+    f1 = multilabel_f1(logits.cpu(), targets.cpu(), threshold=0.0)
+    mean = precision.mean if known < targets.numel() else precision.mean_with_zeros
+    figures = {'map': mean, 'micro_f1': f1.overall_f1, 'macro_f1': f1.class_f1}
+    return {**{name: 100.0 * value for name, value in figures.items()}, 'loss': total / max(known, 1)}
+
+
+def _measure_single(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    label = targets.to(logits.device).argmax(1)
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == label.unsqueeze(1)
+    return {
+        'top1': 100.0 * float(ranked[:, 0].double().mean()), 'top5': 100.0 * float(ranked.any(1).double().mean()),
+        'loss': float(F.cross_entropy(logits.float(), label))}

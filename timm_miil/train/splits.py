@@ -1,0 +1,201 @@
+"""Which pictures are learnt from, which choose the best epoch, and which test it."""
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from timm_miil._checks import nearest
+from timm_miil.data import (
+    ImageStream, LabelledImages, SparseTargets, find_format, fixed_per_class, has_split, mix_seed, open_split,
+    random_per_sample)
+from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
+
+__all__ = ['Splits', 'forget_labels', 'hold_out', 'prepare_splits', 'read_splits', 'with_labels']
+
+VAL_DRAW = 1  # so that the draw is not that of an epoch
+
+_Images = TypeVar('_Images', bound=LabelledImages)
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Pictures to learn from, to choose the best epoch by, and to test once, if there are such."""
+    train: LabelledImages | ImageStream
+    val: LabelledImages | ImageStream
+    test: LabelledImages | ImageStream | None = None
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels to learn, equal in `train` and `val`; after `hold_out` those of `test` are more."""
+        return self.train.label_names
+
+
+def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *, seed: int = 0) -> Splits:
+    """Open a data set's splits; where there is none to validate, a part of the training pictures serves.
+
+    Args:
+        data_dir: Folder of the data set, of any format of `timm_miil.data.list_formats()`.
+        settings: Names of the splits and how to read them.
+        seed: Decides which pictures validate, where that is drawn.
+
+    Raises:
+        FileNotFoundError: If the folder, a split or a file is missing.
+        ValueError: If a file is wrong, the labels of the splits differ, or a stream would have to be parted.
+    """
+    form = find_format(data_dir) if settings.format == 'auto' else settings.format
+
+    def read(split: str) -> LabelledImages | ImageStream:
+        return open_split(data_dir, split, format=form, labels=settings.labels or None, **settings.args)
+
+    def has(split: str) -> bool:
+        options = {name: value for name, value in settings.args.items() if name != 'ignore_unknown_labels'}
+        return has_split(data_dir, split, form, **options)
+
+    train = read(settings.train)
+    others = {}
+    if has(settings.val):
+        others['val'] = read(settings.val)
+    if settings.test or has('test'):
+        others['test'] = read(settings.test or 'test')
+    for split, source in others.items():
+        if source.label_names == train.label_names:
+            continue
+        if isinstance(source, LabelledImages) and set(source.label_names) == set(train.label_names):
+            others[split] = source.with_labels(train.label_names)
+            continue
+        raise ValueError(
+            f'{data_dir}: the labels of {split} and train must be equal, got {len(source.label_names)} and '
+            f'{len(train.label_names)} labels, {_difference(source.label_names, train.label_names)}; give the set by '
+            f'data.labels.')
+    if 'val' not in others:
+        train, others['val'] = _part(_readable(train, f'data.val = {settings.val!r} is no split, and'), settings, seed)
+    return Splits(train, others['val'], others.get('test'))
+
+
+def hold_out(splits: Splits, unseen_labels: Sequence[str]) -> Splits:
+    """Splits for zero-shot recognition: nothing is learnt from a picture that shows an unseen label.
+
+    Args:
+        splits: Pictures of all labels.
+        unseen_labels: Labels to hold out.
+
+    Returns:
+        Training and validation without the pictures that show an unseen label, and without the columns of those labels.
+        The test keeps all pictures and all labels.
+
+    Raises:
+        ValueError: If a label is unknown or given twice, no label, training or validation picture is left, or the
+            pictures are a stream.
+    """
+    for label in unseen_labels:
+        if label not in splits.label_names or unseen_labels.count(label) > 1:
+            raise ValueError(
+                f'unseen_labels must be distinct labels of the data, got {label!r}; '
+                f'{nearest(label, splits.label_names)}')
+    kept = {}
+    for split, source in {'train': splits.train, 'val': splits.val}.items():
+        images = _readable(source, 'unseen_labels are given, and')
+        shows = (images.with_labels(unseen_labels).targets == 1).any(1)
+        rows = (~shows).nonzero().squeeze(1)
+        seen = [label for label in images.label_names if label not in unseen_labels]
+        kept[split] = images.select(rows).with_labels(seen)
+        if 0 in kept[split].labels.shape:
+            raise ValueError(
+                f'unseen_labels must leave pictures and labels, got {len(unseen_labels)} of {len(images.label_names)} '
+                f'labels, which leave {len(rows)} pictures in {split}; hold out fewer labels.')
+    return Splits(**kept, test=splits.test)
+
+
+def forget_labels(images: _Images, settings: PartialSettings, *, seed: int) -> _Images:
+    """The same pictures with some of their labels unknown, as the partial-label paper simulates it.
+
+    Args:
+        images: Pictures to learn from.
+        settings: What is forgotten.
+        seed: Of the draw.
+    """
+    targets = images.targets
+    if settings.scheme == 'fixed_per_class':
+        targets = fixed_per_class(targets, settings.num_per_class, seed=seed)
+    else:
+        targets = random_per_sample(targets, settings.drop_prob, seed=seed)
+    other = copy.copy(images)
+    other.labels = SparseTargets.from_dense(targets)
+    return other
+
+
+def with_labels(images: _Images, labels: Sequence[str]) -> _Images:
+    """All pictures, with the columns of these labels of theirs."""
+    return images.with_labels(labels)
+
+
+def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
+    """The pictures of a run: read if need be, without the labels that the recipe holds out or forgets.
+
+    Raises:
+        FileNotFoundError: If a folder, a split or a file is missing.
+        ValueError: If the data are wrong or do not suit the recipe.
+    """
+    splits = data if isinstance(data, Splits) else read_splits(data, recipe.data, seed=recipe.seed)
+    if splits.train.label_names != splits.val.label_names:
+        raise ValueError(
+            f'the labels of train and val must be equal, in the same order, got {len(splits.train.label_names)} and '
+            f'{len(splits.val.label_names)}, {_difference(splits.val.label_names, splits.train.label_names)}.')
+    if recipe.unseen_labels:
+        splits = hold_out(splits, recipe.unseen_labels)
+    if recipe.partial is not None:
+        train = _readable(splits.train, 'partial is given, and')
+        splits = Splits(forget_labels(train, recipe.partial, seed=recipe.seed), splits.val, splits.test)
+    if recipe.task == 'single_label':
+        for split in ('train', 'val', 'test'):
+            _check_single(getattr(splits, split), split)
+    return splits
+
+
+def _part(images: LabelledImages, settings: DataSettings, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """The pictures to learn from and those to validate, each in the order they had."""
+    count = round(settings.val_fraction * len(images))
+    if not 0 < count < len(images):
+        raise ValueError(
+            f'data.val_fraction must leave pictures to learn from and to validate, got {settings.val_fraction} of '
+            f'{len(images)} pictures.')
+    generator = torch.Generator().manual_seed(mix_seed(seed, VAL_DRAW, len(images)))
+    order = torch.randperm(len(images), generator=generator)
+    return images.select(order[count:].sort().values), images.select(order[:count].sort().values)
+
+
+def _readable(source: LabelledImages | ImageStream, why: str) -> LabelledImages:
+    """The source, if its pictures can be read in any order."""
+    if isinstance(source, ImageStream):
+        raise ValueError(
+            f'{why} {type(source).__name__} is a stream, whose pictures cannot be chosen; write another stream, or '
+            f'read the pictures from files.')
+    return source
+
+
+def _check_single(source: LabelledImages | ImageStream | None, split: str) -> None:
+    if not isinstance(source, LabelledImages):
+        return  # a stream tells its labels as it goes
+    labels = source.labels
+    shown = int((labels.values == 1).sum())
+    rows = torch.from_numpy(labels.starts[1:] - labels.starts[:-1])
+    if labels.fill == 0 and bool((rows == 1).all()) and shown == len(labels):
+        return
+    counts = (source.targets == 1).sum(1)
+    wrong = (counts != 1).nonzero().squeeze(1)
+    if len(wrong):
+        first = int(wrong[0])
+        raise ValueError(
+            f"task 'single_label' needs exactly one present label a picture, got {int(counts[first])} in {split}, "
+            f"picture {source.image_name(first)!r}, and {len(wrong)} such pictures; take task 'multi_label'.")
+
+
+def _difference(labels: Sequence[str], others: Sequence[str]) -> str:
+    """How two lists of labels differ, in words."""
+    only, lacking = sorted(set(labels) - set(others)), sorted(set(others) - set(labels))
+    if only or lacking:
+        return f'such as {(only or lacking)[0]!r}, which only one has'
+    return 'in another order'
