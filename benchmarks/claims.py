@@ -5,7 +5,6 @@ seeds, less two standard errors, is above zero. Nothing was tuned for a gap: all
 but for what their recipe says. Finished runs are kept in `--out`, so that an interrupted benchmark goes on.
 """
 import argparse
-import itertools
 import json
 import math
 import multiprocessing
@@ -37,7 +36,7 @@ TAIL = 10    # the rarest labels of the training pictures, of 30
 
 @dataclass(frozen=True)
 class Claim:
-    """The recipe `ours` has more of `metric` than the recipe `other`, trained and tested on scenes of these settings."""
+    """The recipe `ours` has more of `metric` than `other`, both trained and tested on scenes of these settings."""
     words: str
     ours: str
     other: str
@@ -133,9 +132,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = ns.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for seed, scenes in itertools.product(ns.seeds, SCENES):    # before two processes want the same pictures
-            pictures(scenes, seed, folder)
         with multiprocessing.get_context('spawn').Pool(ns.processes, maxtasksperchild=1) as pool:
+            # Before two processes want the same ones.
+            pool.starmap(pictures, [(scenes, seed, folder) for seed in ns.seeds for scenes in SCENES], chunksize=1)
             jobs = [(*run, seed, folder) for seed in ns.seeds for run in runs]
             rows = list(tqdm(pool.imap_unordered(_run_job, jobs), total=len(jobs), unit='run'))
     rows.sort(key=lambda row: (row['arm'], row['scenes'], row['seed']))
