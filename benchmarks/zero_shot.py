@@ -116,6 +116,7 @@ def rows_of(seed: int, method: str, folder: Path, weights: Path | None = None) -
         'seed': seed, 'method': name, **figures(of_method, tested.targets, len(seen)),
         'chance': round(100 * float(chance), 2), 'seconds': round(seconds), 'best_epoch': result.best_epoch,
         'train_pictures': config(seed).num_train, 'epochs': recipe.epochs,
+        'decoder_drop_rate': recipe.model.args['decoder_drop_rate'],
     } for name, of_method in scores.items()]
 
 
