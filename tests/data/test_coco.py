@@ -1,11 +1,12 @@
 """The COCO-style reader: what it returns and what it refuses before opening a picture."""
 import json
+import tracemalloc
 
 import pytest
 import torch
 from PIL import Image
 
-from timm_miil.data import read_coco
+from timm_miil.data import open_split, read_coco
 
 
 def valid():
@@ -97,3 +98,65 @@ def test_other_files_are_refused(write, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='nothing.json'):
         read_coco(tmp_path / 'nothing.json', tmp_path)
+
+
+def test_crowds_count_and_pictures_without_annotations_may_be_left_out(write):
+    content = valid()
+    content['annotations'][2]['iscrowd'] = 1
+    file, folder = write(content)
+    assert read_coco(file, folder).targets.tolist() == [[1, 0], [1, 1], [0, 0]]
+    records = read_coco(file, folder, drop_unlabelled=True)
+    assert records.image_paths == (folder / 'b.png', folder / 'sub' / 'a.png')
+    assert records.targets.tolist() == [[1, 0], [1, 1]]
+
+
+def test_labels_are_matched_by_name_and_others_unknown(write):
+    records = read_coco(*write(valid()), labels=['person', 'zebra', 'toothbrush'])
+    assert records.label_names == ('person', 'zebra', 'toothbrush')
+    assert records.targets.tolist() == [[0, -1, 1], [1, -1, 1], [0, -1, 0]]
+    with pytest.raises(ValueError, match=r"'toothbrush' \(category 90; did you mean 'toothbrushes'\?\)"):
+        read_coco(*write(valid()), labels=['person', 'toothbrushes'])
+    few = read_coco(*write(valid()), labels=['person'], ignore_unknown_labels=True, drop_unlabelled=True)
+    assert few.targets.tolist() == [[0], [1]]  # a picture of other things is labelled too
+
+
+def test_names_are_brought_to_one_form(write):
+    content = valid()
+    content['images'].append({'id': 8, 'file_name': './b.png'})
+    with pytest.raises(ValueError, match="file names that occur twice: 'b.png'"):
+        read_coco(*write(content))
+
+
+@pytest.mark.parametrize('folder', ['val2017', 'images/val2017', 'elsewhere'])
+def test_a_data_set_in_the_usual_layouts(folder, write, tmp_path):
+    file, pictures = write(valid())
+    (tmp_path / 'annotations').mkdir()
+    file.rename(tmp_path / 'annotations' / 'instances_val2017.json')
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    pictures.rename(tmp_path / folder)
+    options = {'image_dir': 'elsewhere'} if folder == 'elsewhere' else {}
+    assert len(open_split(tmp_path, 'val', **options)) == 3
+    with pytest.raises(FileNotFoundError, match="no folder with the pictures of split 'val2017', which is .*lost;"):
+        open_split(tmp_path, 'val', image_dir='lost')
+
+
+def test_outlines_take_no_memory(write):
+    """COCO's are most of its 450 MB; as lists of numbers they would take several times as much."""
+    content = valid()
+    outline = [[round(0.37 * number, 2) for number in range(1000)]]
+    content['annotations'] = [
+        {'image_id': 7, 'category_id': 90, 'segmentation': outline} for _ in range(100)]
+    file, folder = write(content)
+    size = file.stat().st_size
+    tracemalloc.start()
+    read_coco(file, folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * size  # the text, and as bytes while it is read
+
+
+def test_a_file_nested_too_deeply_is_refused(write):
+    file, folder = write({})
+    file.write_text('[' * 100_000, encoding='utf-8')
+    with pytest.raises(ValueError, match='is not a JSON file'):
+        read_coco(file, folder)

@@ -1,5 +1,8 @@
 """The data set that feeds a network, and the generators it borrows."""
+import os
+import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +10,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from timm_miil.data import MultiLabelDataset, MultiLabelRecords, mix_seed, seeded
+from timm_miil._errors import ImageError
+from timm_miil.data import (
+    ImageStream, LabelledImages, MultiLabelDataset, MultiLabelRecords, SparseTargets, decode_image, load_image,
+    mix_seed, seeded)
+from timm_miil.data._packed import PackedPaths
 
 
 @pytest.fixture
@@ -94,3 +101,95 @@ def test_sizes_must_agree(records):
         MultiLabelRecords(records.image_paths, records.targets, tuple('abcde'))
     with pytest.raises(TypeError, match='targets must be uint8 or int8, got torch.float32'):
         MultiLabelRecords(records.image_paths, records.targets.float(), records.label_names)
+
+
+def test_unknown_labels_reach_the_network(records):
+    targets = torch.tensor([[1, -1, 0, 0, 0, 0]] * 6, dtype=torch.int8)
+    image, row = MultiLabelDataset(MultiLabelRecords(records.image_paths, targets, tuple('abcdef')), noisy)[0]
+    assert row.tolist() == [1, -1, 0, 0, 0, 0] and row.dtype == torch.float32
+
+
+@pytest.mark.parametrize('pick', [list, torch.tensor, np.array])
+def test_some_pictures_in_another_order(records, pick):
+    some = records.select(pick([4, 1, 1]))
+    assert type(some) is MultiLabelRecords and len(some) == 3
+    assert some.targets.argmax(1).tolist() == [4, 1, 1]
+    assert [some.load_image(index).getpixel((0, 0))[0] for index in range(3)] == [4, 1, 1]
+    assert [Path(some.image_name(index)).name for index in range(3)] == ['4.png', '1.png', '1.png']
+    assert len(records.select([])) == 0
+    with pytest.raises(IndexError, match=r'rows must be in \[0, 6\), got 6'):
+        records.select([6])
+
+
+def test_some_labels_in_another_order(records):
+    some = records.with_labels(['e', 'a'])
+    assert some.label_names == ('e', 'a') and some.targets.tolist() == [[0, 1], *[[0, 0]] * 3, [1, 0], [0, 0]]
+    assert records.label_names == tuple('abcdef') and some.image_paths == records.image_paths
+    with pytest.raises(ValueError, match=r"unknown label 'g'; .*Known: a, b, c, d, e, f"):
+        records.with_labels(['g'])
+    with pytest.raises(ValueError, match=r"label names must be distinct, got 'a' twice"):
+        records.with_labels(['a', 'a'])
+
+
+def test_labels_may_be_sparse_and_names_must_fit(records):
+    sparse = MultiLabelRecords(records.image_paths, SparseTargets.from_dense(records.targets), tuple('abcdef'))
+    assert torch.equal(sparse.targets, records.targets) and sparse.targets.dtype == torch.int8
+    with pytest.raises(ValueError, match="label names must be distinct, got 'a' twice"):
+        MultiLabelRecords(records.image_paths, records.targets, tuple('abcdea'))
+    with pytest.raises(TypeError, match='targets must be a tensor or SparseTargets, got list'):
+        MultiLabelRecords(records.image_paths, records.targets.tolist(), tuple('abcdef'))
+
+    class Fewer(LabelledImages):
+        load_image = image_name = select = None
+    with pytest.raises(ValueError, match='label_names must have one name a column, got 1 names for 6 columns'):
+        Fewer(sparse.labels, ['a'])
+
+
+def test_a_stream_has_distinct_labels():
+    class Nothing(ImageStream):
+        def iterate(self, *, seed, epoch, process, num_processes):
+            return iter(())
+    assert Nothing(['a', 'b'], 7).num_images == 7
+    with pytest.raises(ValueError, match="label names must be distinct, got 'a' twice"):
+        Nothing(['a', 'a'], 7)
+
+
+def test_records_travel_to_other_processes_packed(records):
+    many = records.select(np.zeros(20_000, dtype=int))
+    data = pickle.dumps(many)
+    assert len(data) < 20_000 * (len(str(records.image_paths[0])) + 30)
+    assert pickle.loads(data).image_paths[19_999] == records.image_paths[0]
+
+
+def test_packed_paths_are_a_sequence_of_paths(tmp_path):
+    names = ['a.png', 'sub/ü b.png', os.fsdecode(b'\xff.png'), 'a.png']
+    paths = PackedPaths(names, tmp_path)
+    assert list(paths) == [tmp_path / name for name in names] and len(paths) == 4
+    assert paths[-2] == tmp_path / names[2] and paths[1:3] == [tmp_path / name for name in names[1:3]]
+    assert paths != list(paths)[:3] and paths != 7 and paths.name(1) == names[1]
+    assert paths.select([3, 1])[1] == tmp_path / names[1] and str(tmp_path) in repr(paths)
+    assert PackedPaths(list(paths)) == paths and paths.select([]) == ()
+    with pytest.raises(IndexError, match=r'index must be in \[-4, 4\), got 4'):
+        paths[4]
+    with pytest.raises(IndexError, match=r'indices must be in \[0, 4\), got -1 to 0'):
+        paths.select([0, -1])
+
+
+def test_pictures_are_read_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    picture = Image.new('RGB', (4, 3))
+    picture.save(tmp_path / 'a.jpg', exif=exif)
+    assert load_image(tmp_path / 'a.jpg').size == (3, 4)
+    assert decode_image((tmp_path / 'a.jpg').read_bytes(), 'a').size == (3, 4)
+    records = MultiLabelRecords([tmp_path / 'a.jpg'], torch.ones(1, 1, dtype=torch.uint8), 'x')
+    assert records.load_image(0).size == (3, 4)
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, records):
+    with pytest.raises(ImageError, match=r"^cannot read '.*lost.png': no such file or directory\.$"):
+        MultiLabelDataset(MultiLabelRecords([tmp_path / 'lost.png'], records.targets[:1], tuple('abcdef')), noisy)[0]
+    with pytest.raises(ImageError, match=r"^cannot read 'shard/7': the file is empty\.$"):
+        decode_image(b'', 'shard/7')
+    with pytest.raises(ImageError, match=r"^cannot read 'shard/7': it is not a JPEG, PNG, "):
+        decode_image(b'hello', 'shard/7')

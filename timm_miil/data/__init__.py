@@ -6,13 +6,15 @@ from timm_miil.data.records import ImageStream, LabelledImages, MultiLabelDatase
 from timm_miil.data.scenes import SceneConfig, make_scenes
 from timm_miil.data.seeding import mix_seed, seeded
 from timm_miil.data.splits import find_format, has_split, list_formats, list_splits, open_split, read_label_set
+from timm_miil.data.statistics import LabelStatistics, label_statistics
 from timm_miil.data.targets import Indices, SparseTargets
 from timm_miil.data.text_encoder import embed_text
 from timm_miil.data.zero_shot import read_labels, read_word_vectors
 
 __all__ = [
-    'IMAGE_SUFFIXES', 'ImageStream', 'Indices', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords',
-    'SceneConfig', 'SparseTargets', 'decode_image', 'embed_text', 'find_format', 'find_images', 'fixed_per_class',
-    'has_split', 'list_formats', 'list_splits', 'load_image', 'make_scenes', 'mix_seed', 'open_split',
-    'random_per_sample', 'read_coco', 'read_label_set', 'read_labels', 'read_word_vectors', 'seeded',
+    'IMAGE_SUFFIXES', 'ImageStream', 'Indices', 'LabelStatistics', 'LabelledImages', 'MultiLabelDataset',
+    'MultiLabelRecords', 'SceneConfig', 'SparseTargets', 'decode_image', 'embed_text', 'find_format', 'find_images',
+    'fixed_per_class', 'has_split', 'label_statistics', 'list_formats', 'list_splits', 'load_image', 'make_scenes',
+    'mix_seed', 'open_split', 'random_per_sample', 'read_coco', 'read_label_set', 'read_labels',
+    'read_word_vectors', 'seeded',
 ]

@@ -27,11 +27,11 @@ def few(words: Iterable[str], total: int) -> str:
 def clean_name(name: str) -> str:
     """A relative path in its shortest form, or '' if it is none or leaves its folder."""
     odd = '..' in name or './' in name or '//' in name or '\\' in name or ':' in name or '\0' in name
-    if not odd and name and name[0] != '/' and name[-1] != '/':
+    if not odd and name and name[0] not in '/.' and name[-1] != '/':
         return name
     # Backslashes and drives are refused on any system: a list that is safe here shall be safe there.
     parts = PurePosixPath(name.replace('\\', '/')).parts
-    if not parts or parts[0] == '/' or '..' in parts or ':' in parts[0] or '\0' in name:
+    if not parts or parts[0].startswith('/') or '..' in parts or ':' in parts[0] or '\0' in name:
         return ''
     return PurePosixPath(name).as_posix()
 

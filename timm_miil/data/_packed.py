@@ -36,8 +36,19 @@ class PackedPaths(Sequence[Path]):
         return os.fsdecode(self._block[self._ends[index]:self._ends[index + 1]])
 
     def select(self, indices: Indices) -> 'PackedPaths':
-        """Some of the paths, in the order given."""
-        return PackedPaths((self.name(int(index)) for index in indices), self.root)
+        """Some of the paths, in the order given.
+
+        Raises:
+            IndexError: If an index is not in [0, N).
+        """
+        index = np.asarray(indices, dtype=np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f'indices must be in [0, {len(self)}), got {index.min()} to {index.max()}.')
+        other = PackedPaths((), self.root)
+        starts, ends = self._ends[index], self._ends[index + 1]
+        other._ends = np.concatenate([[0], np.cumsum(ends - starts)])
+        other._block = b''.join(self._block[start:end] for start, end in zip(starts.tolist(), ends.tolist()))
+        return other
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -27,7 +27,8 @@ def list_splits(data_dir: Path) -> tuple[str, ...]:
     splits = [name for name in folders if name in SPLITS and not _has_pictures(data_dir / name)]
     if splits:
         return tuple(splits)
-    return ('train',) if any(_has_pictures(data_dir / name) for name in folders) else ()
+    # A single folder of pictures is some other format's, or a data set without labels.
+    return ('train',) if len(folders) > 1 and any(_has_pictures(data_dir / name) for name in folders) else ()
 
 
 def read_split(
