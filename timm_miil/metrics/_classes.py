@@ -6,7 +6,7 @@ from torch import Tensor
 from timm_miil._checks import check_floating, check_labels, check_ndim, check_same_shape, check_values
 from timm_miil.metrics._batch import check_tensors
 
-__all__ = ['check_labelled', 'check_labelled_probs', 'column_parts', 'pooled']
+__all__ = ['check_labelled', 'check_labelled_probs', 'class_major', 'column_parts', 'pooled']
 
 # Scores worked on at once; it bounds the extra memory of sorting them to some hundred megabytes.
 PART_SCORES = 2 ** 22
@@ -37,6 +37,11 @@ def column_parts(tensor: Tensor) -> Iterator[slice]:
     rows, columns = tensor.shape
     width = max(1, PART_SCORES // max(1, rows))
     return (slice(start, start + width) for start in range(0, columns if rows else 0, width))
+
+
+def class_major(tensor: Tensor) -> Tensor:
+    """The same (N, C), each class's values side by side in memory: sorting them takes a fifth to a half of the time."""
+    return tensor.t().contiguous().t()
 
 
 def pooled(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from timm_miil._checks import check_choice, check_positive
-from timm_miil.metrics._classes import check_labelled_probs, column_parts, pooled
+from timm_miil.metrics._classes import check_labelled_probs, class_major, column_parts, pooled
 
 __all__ = ['Objective', 'Thresholds', 'best_thresholds', 'find_thresholds']
 
@@ -86,7 +86,7 @@ def find_thresholds(
     4. The result takes the mean over the folds, in log-odds, of own and shared cuts.
 
     Memory beyond the inputs is about 110 bytes for each of at most 2^24 scores while it works, and the work is many
-    sorts: 3,000 pictures of 9,605 classes take 1.4 GB, about 50 bytes a score, and 76 s on one CPU core together with
+    sorts: 3,000 pictures of 9,605 classes take 1.4 GB, about 50 bytes a score, and a minute on a CPU core together with
     `fit_temperatures`. Equal inputs and seed give equal results on one kind of device; the caller's random number
     generators are not used.
 
@@ -134,7 +134,7 @@ def find_thresholds(
     own = torch.empty(num_folds, probs.shape[1], dtype=torch.float64, device=probs.device)
     counts = own.new_empty(len(SHRINKAGES), 3, probs.shape[1])
     for part in column_parts(probs):
-        args = probs[:, part], targets[:, part], folds[:, part]
+        args = [class_major(table[:, part]) for table in (probs, targets, folds)]
         own[:, part] = _own_cuts(*args, shared, goal)
         counts[..., part] = _held_out_counts(*args, own[:, part], shared, min_positives)
 
@@ -183,7 +183,8 @@ def best_thresholds(
     check_labelled_probs(probs, targets)
     found = torch.full(probs.shape[1:], math.nan, dtype=torch.float64, device=probs.device)
     for part in column_parts(probs):
-        found[part] = _best_cuts(probs[:, part], targets[:, part], [targets[:, part] != -1], goal)[0]
+        labels = class_major(targets[:, part])
+        found[part] = _best_cuts(class_major(probs[:, part]), labels, [labels != -1], goal)[0]
     return found
 
 
@@ -270,7 +271,7 @@ def _assign_folds(targets: Tensor, num_folds: int, seed: int) -> Tensor:
         labels = targets[:, part]
         # Ranks run through the positives first, then through the negatives, each in random order.
         key = torch.rand(labels.shape, generator=generator, dtype=torch.float64).to(labels.device) - labels.double()
-        rank = key.argsort(dim=0, stable=True).argsort(dim=0)
+        rank = class_major(key).argsort(dim=0, stable=True).argsort(dim=0)
         folds[:, part] = torch.where(labels == -1, -1, rank % num_folds)
     return folds
 
