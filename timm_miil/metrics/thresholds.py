@@ -134,7 +134,7 @@ def find_thresholds(
     own = torch.empty(num_folds, probs.shape[1], dtype=torch.float64, device=probs.device)
     counts = own.new_empty(len(SHRINKAGES), 3, probs.shape[1])
     for part in column_parts(probs):
-        args = [class_major(table[:, part]) for table in (probs, targets, folds)]
+        args = class_major(probs[:, part]), class_major(targets[:, part]), class_major(folds[:, part])
         own[:, part] = _own_cuts(*args, shared, goal)
         counts[..., part] = _held_out_counts(*args, own[:, part], shared, min_positives)
 
