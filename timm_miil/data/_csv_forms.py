@@ -152,8 +152,8 @@ def read_wide(layout: Layout, pictures: Pictures, columns: LabelColumns) -> Labe
         except KeyError:
             name, value = next((name, value) for name, value in zip(names, values) if value not in _BYTES)
             raise ValueError(
-                f'{path}, line {line}: {shown(name)} must be 1, 0, -1 or empty, got {shown(value)}; is it a column of '
-                f'labels?') from None
+                f'{path}, line {line}: a label must be 1, 0, -1 or empty, got {shown(value)} in column {shown(name)}; '
+                f'leave out columns that are no labels.') from None
         if len(block) == BLOCK_ROWS * len(fields):
             store()
     if block:

@@ -139,7 +139,7 @@ def _read_present(data_dir: Path, name: str, list_file: Path, count: int) -> npt
         raise ValueError(f'{path} must have one line a picture of {list_file}, {count} in all, got {len(words)}.')
     wrong = np.flatnonzero((words != b'0') & (words != b'1'))
     if len(wrong):
-        raise ValueError(f'{path}, line {wrong[0] + 1}: a label must be 0 or 1, got {shown(words[wrong[0]])}.')
+        raise ValueError(f'{path}, line {wrong[0] + 1}: a label must be 0 or 1, got {shown(bytes(words[wrong[0]]))}.')
     return np.flatnonzero(words == b'1')
 
 

@@ -32,16 +32,16 @@ _TRAINABLE = re.compile(r'(?:oidv\d+-)?classes-trainable\.txt')
 _logger = logging.getLogger(__name__)
 
 
-def list_splits(data_dir: Path, *, file: str = '') -> tuple[str, ...]:
+def list_splits(data_dir: Path, *, label_file: str = '') -> tuple[str, ...]:
     """The splits that have a file `<split>-annotations-human-imagelabels.csv`.
 
     Args:
         data_dir: As of `read_split`.
-        file: As of `read_split`.
+        label_file: As of `read_split`.
     """
-    if file:
-        splits = ('train', 'validation', 'test') if '{split}' in file else ('train',)
-        return tuple(split for split in splits if (data_dir / file.replace('{split}', split)).is_file())
+    if label_file:
+        splits = ('train', 'validation', 'test') if '{split}' in label_file else ('train',)
+        return tuple(split for split in splits if (data_dir / label_file.replace('{split}', split)).is_file())
     return tuple(sorted({match[1] for _, match in _find(data_dir, _LABEL_FILE)}))
 
 
@@ -51,7 +51,7 @@ def read_split(
         *,
         labels: Sequence[str] | None = None,
         ignore_unknown_labels: bool = False,
-        file: str = '',
+        label_file: str = '',
         descriptions: str = '',
         classes: str = '',
         image_dir: str = '',
@@ -65,7 +65,7 @@ def read_split(
         split: 'train', 'validation' or 'test'.
         labels: The columns, by display name or by id ('/m/01yrx'); None for all classes that are read.
         ignore_unknown_labels: Whether classes that are not among `labels` are passed over.
-        file: Another file of labels, relative to the folder, with '{split}' for the split's name.
+        label_file: Another file of labels, relative to the folder, with '{split}' for the split's name.
         descriptions: Another file of ids and display names. Without any the ids are the names.
         classes: A file with the ids of the classes to read, one a line; '' for `classes-trainable.txt` if it is there,
             'all' for no choice. Rows of other classes are passed over, and pictures that have only such rows.
@@ -80,7 +80,7 @@ def read_split(
         FileNotFoundError: If files are missing; the first few pictures are named.
         ValueError: If a file is wrong, with the line, several would do, or a class is not among the labels.
     """
-    table_file = _choose(data_dir, file.replace('{split}', split), 'file', [
+    table_file = _choose(data_dir, label_file.replace('{split}', split), 'label_file', [
         path for path, match in _find(data_dir, _LABEL_FILE) if match[1] == split])
     if table_file is None:
         raise FileNotFoundError(f'{data_dir} has no {split}-annotations-human-imagelabels.csv.')
