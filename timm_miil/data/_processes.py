@@ -38,7 +38,7 @@ def run_jobs(jobs: Iterable[Callable[[], Result]], workers: int) -> Iterator[tup
                 yield from _finished(running)
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f'one of {workers} processes was ended from outside, as happens when memory runs out; run it again, with '
+                f'one of {workers} processes was ended from outside, as happens when memory runs out; run again, with '
                 f'fewer workers.') from error
         finally:
             pool.shutdown(cancel_futures=True)

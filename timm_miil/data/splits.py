@@ -24,11 +24,15 @@ FORMATS = MappingProxyType({
     'voc': 'timm_miil.data.voc',
     'nuswide': 'timm_miil.data.nuswide',
     'openimages': 'timm_miil.data.openimages',
+    'hf': 'timm_miil.data.hf',
+    'webdataset': 'timm_miil.data.shards',
 })
 """The module of each format, imported when it is used. It has the two functions of `Reader`."""
 
 # A folder of folders with pictures: what other formats may have too, so it is asked last and only alone.
 FALLBACK = 'folder'
+# A data set of this format need not be on this machine.
+REMOTE = 'hf'
 
 # What a split is called elsewhere.
 ALIASES = MappingProxyType({
@@ -80,7 +84,7 @@ def find_format(data_dir: str | os.PathLike[str], **options: object) -> str:
         FileNotFoundError: If there is no such folder.
         ValueError: If the folder is of no format, or of several.
     """
-    data_dir = _check_folder(data_dir)
+    data_dir = _check_folder(data_dir, format)
     found = [name for name in FORMATS if name != FALLBACK and _list_splits(_reader(name), data_dir, options)]
     if not found and _reader(FALLBACK).list_splits(data_dir):
         found = [FALLBACK]
@@ -103,7 +107,7 @@ def list_splits(data_dir: str | os.PathLike[str], *, format: str = 'auto', **opt
         FileNotFoundError: If there is no such folder.
         ValueError: If the format or an option is unknown, or the format not to be found.
     """
-    data_dir = _check_folder(data_dir)
+    data_dir = _check_folder(data_dir, format)
     return _list_splits(_find_reader(data_dir, format, options), data_dir, options)
 
 
@@ -150,7 +154,7 @@ def open_split(
         TypeError: If an option is of the wrong kind.
         ValueError: If the format or an option is unknown, a file is wrong, or names do not match.
     """
-    data_dir = _check_folder(data_dir)
+    data_dir = _check_folder(data_dir, format)
     names = read_label_set(labels, data_dir)
     reader = _find_reader(data_dir, format, options)
     splits = _list_splits(reader, data_dir, options)
@@ -189,10 +193,12 @@ def read_label_set(
     return tuple(labels)
 
 
-def _check_folder(data_dir: str | os.PathLike[str]) -> Path:
+def _check_folder(data_dir: str | os.PathLike[str], format: str = 'auto') -> Path:
     data_dir = Path(data_dir)
-    if not data_dir.is_dir():
-        raise FileNotFoundError(f'data_dir must be the folder of a data set, got {str(data_dir)!r}, which is none.')
+    if format != REMOTE and not data_dir.is_dir():
+        raise FileNotFoundError(
+            f'data_dir must be the folder of a data set, got {str(data_dir)!r}, which is none; for one on the Hub give '
+            f'format {REMOTE!r}.')
     return data_dir
 
 
