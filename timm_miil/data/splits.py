@@ -84,7 +84,7 @@ def find_format(data_dir: str | os.PathLike[str], **options: object) -> str:
         FileNotFoundError: If there is no such folder.
         ValueError: If the folder is of no format, or of several.
     """
-    data_dir = _check_folder(data_dir, format)
+    data_dir = _check_folder(data_dir)
     found = [name for name in FORMATS if name != FALLBACK and _list_splits(_reader(name), data_dir, options)]
     if not found and _reader(FALLBACK).list_splits(data_dir):
         found = [FALLBACK]
