@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from PIL import Image
 
 from timm_miil.cli.main import main
@@ -18,11 +19,15 @@ def printed_map(output):
     return float(re.search(r'^test mAP (\d+\.\d+) ', output, re.MULTILINE)[1])
 
 
+def without_times(output):
+    return re.sub(r', \d+ pictures/s|^done in \d+ s', '', output, flags=re.MULTILINE)
+
+
 def test_it_prints_what_it_did(short_run):
     _, done = short_run
     want = [
         r'my out/scenes: 3000 pictures to train on, 400 to validate, 800 to test; 30 labels',
-        r'epoch 1/1: loss \d+\.\d{3}, val mAP \d+\.\d\d',
+        r'epoch 1/1: loss \d+\.\d{3}, val mAP \d+\.\d\d, \d+ pictures/s',
         r'test mAP \d+\.\d\d with the weights of epoch 1',
         r'my out/model: README\.md, config\.json, model\.safetensors',
         r'my out/scenes/test/000000\.png shows digit .*; the model says .*',
@@ -70,8 +75,7 @@ def test_again_it_uses_the_pictures_and_gives_the_same(short_run, monkeypatch, c
     made, before = picture.stat().st_mtime_ns, weights.read_bytes()
     assert main(['quickstart', '--epochs', '1', '--out', 'my out']) == 0
     again = capsys.readouterr().out
-    assert [line for line in again.splitlines() if not line.startswith('done')] == [
-        line for line in done.stdout.splitlines() if not line.startswith('done')]
+    assert without_times(again) == without_times(done.stdout)
     assert picture.stat().st_mtime_ns == made and weights.read_bytes() == before
 
 
@@ -83,15 +87,15 @@ def test_again_it_uses_the_pictures_and_gives_the_same(short_run, monkeypatch, c
 def test_the_numbers_given_decide_pictures_and_training(short_run, tmp_path, monkeypatch, words, config, changes):
     made, scenes = [], short_run[0] / 'my out' / 'scenes'
 
-    def stop(recipe, directory, **_):
-        made.extend((recipe, directory))
+    def stop(recipe, splits, **options):
+        made.extend((recipe, len(splits.train), options['device']))
         raise RuntimeError('stop')
 
     monkeypatch.setattr(
-        'timm_miil.cli.quickstart.make_scenes', lambda directory, config, **_: made.append(config) or scenes)
-    monkeypatch.setattr('timm_miil.cli.quickstart.train', stop)
+        'timm_miil.cli._training.make_scenes', lambda directory, config, **_: made.append(config) or scenes)
+    monkeypatch.setattr('timm_miil.cli._training.train', stop)
     assert main(['quickstart', '--out', str(tmp_path / 'out'), *words]) == 2
-    assert made == [config, load_recipe('scenes_asl').override(changes), scenes]
+    assert made == [config, load_recipe('scenes_asl').override(changes), 3000, torch.device('cpu')]
 
 
 @pytest.mark.parametrize(('words', 'message'), [

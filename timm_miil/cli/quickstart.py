@@ -3,20 +3,20 @@ import argparse
 import dataclasses
 import os
 import shlex
-import sys
 import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from timm_miil._errors import PredictionError
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
-from timm_miil.data import MultiLabelRecords, SceneConfig, make_scenes, read_coco
-from timm_miil.hub import CardFacts, CardMetric, check_model_folder, render_card, save_model_folder
+from timm_miil.cli._training import (
+    SCENES, SCENES_LICENCE, counts_line, make_pictures, render_run_card, train_with_progress)
+from timm_miil.data import SceneConfig, read_coco
+from timm_miil.hub import check_model_folder, save_model_folder
 from timm_miil.inference import Tagger, draw_tags, load_image
-from timm_miil.train import EpochRecord, Recipe, StepRecord, TrainResult, load_recipe, train
+from timm_miil.train import TrainResult, load_recipe, read_splits
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
@@ -56,21 +56,18 @@ def _run(ns: argparse.Namespace) -> int:
     config = dataclasses.replace(
         SceneConfig(seed=recipe.seed), **{key: int(value) for key, value in _given(ns, 'num_classes').items()})
 
-    scenes = _make_scenes(ns.out / 'scenes', config)
-    learnt, val, test = (
-        read_coco(scenes / 'annotations' / f'instances_{split}.json', scenes / split)
-        for split in ('train', 'val', 'test'))
-    print(f'{printable(scenes)}: {len(learnt)} pictures to train on, {len(val)} to validate, {len(test)} to test; '
-          f'{config.num_classes} labels')
+    scenes = make_pictures(ns.out / 'scenes', config)
+    splits = read_splits(scenes)
+    print(f'{printable(scenes)}: {counts_line(splits)}')
 
-    result = _train(recipe, scenes, device)
+    result = train_with_progress(recipe, splits, device=device)
     print(f'test mAP {result.test_metrics["map"]:.2f} with the weights of epoch {result.best_epoch}')
 
     folder = save_model_folder(
-        result.model.cpu(), ns.out / 'model', label_names=result.label_names, card=_card(recipe, config, result))
+        result.model.cpu(), ns.out / 'model', label_names=result.label_names, card=_card(config, result))
     print(f'{printable(folder)}: {", ".join(sorted(path.name for path in folder.iterdir()))}')
 
-    tagged = _tag_first(test, folder, ns.out)
+    tagged = _tag_first(scenes, folder, ns.out)
     print(f'{printable(tagged)}: a test picture and its labels')
     print(f'done in {time.monotonic() - start:.0f} s; now try')
     model, pictures = shlex.quote(str(folder)), shlex.quote(str(scenes / 'test'))
@@ -84,52 +81,18 @@ def _given(ns: argparse.Namespace, *names: str) -> dict[str, str]:
     return {name: str(getattr(ns, name)) for name in names if getattr(ns, name) is not None}
 
 
-def _make_scenes(directory: Path, config: SceneConfig) -> Path:
-    with tqdm(desc='making pictures', unit='', disable=None, leave=False) as bar:
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-        return make_scenes(directory, config, on_progress=show)
-
-
-def _train(recipe: Recipe, scenes: Path, device: torch.device) -> TrainResult:
-    with tqdm(desc='training', unit='step', disable=None, leave=False) as bar:
-        def show_step(record: StepRecord) -> None:
-            bar.total = recipe.epochs * record.steps
-            bar.set_postfix_str(f'loss {record.loss:.2f}', refresh=False)
-            bar.update()
-
-        def show_epoch(record: EpochRecord) -> None:
-            with tqdm.external_write_mode(sys.stdout):
-                print(f'epoch {record.epoch}/{recipe.epochs}: loss {record.train_loss:.3f}, '
-                      f'val mAP {record.val_map:.2f}', flush=True)
-
-        return train(recipe, scenes, device=device, on_step=show_step, on_epoch=show_epoch)
-
-
-def _card(recipe: Recipe, config: SceneConfig, result: TrainResult) -> str:
+def _card(config: SceneConfig, result: TrainResult) -> str:
+    recipe = result.recipe
     command = f'timm-miil quickstart --seed {recipe.seed} --epochs {recipe.epochs} --num-classes {config.num_classes}'
-    return render_card(CardFacts(
-        name=recipe.model.name,
+    return render_run_card(
+        result, dataset=SCENES, dataset_id='scenes', licence=SCENES_LICENCE,
         summary=f'{recipe.summary} It names the handwritten digits in a picture, and their colours.',
-        source='local-dir:model',
-        licence='apache-2.0',
-        architecture=recipe.model.name,
-        num_params=sum(parameter.numel() for parameter in result.model.parameters()),
-        input_size=(3, config.image_size, config.image_size),
-        dataset='Scenes of handwritten digits (timm_miil.data.scenes)',
-        dataset_id='scenes',
-        label_names=result.label_names,
-        metrics=[
-            CardMetric('mAP', round(metrics['map'], 2), split)
-            for split, metrics in {'test': result.test_metrics, 'val': result.val_metrics}.items()],
-        training=f'Recipe `{RECIPE}`. The command `{command}` makes the data and trains it again.',
-        papers=('mldecoder', 'asl'),
-    ))
+        training=f'Recipe `{RECIPE}`. The command `{command}` makes the data and trains it again.')
 
 
-def _tag_first(records: MultiLabelRecords, folder: Path, out: Path) -> Path:
-    """Tag the first picture with the saved model; print and draw its labels."""
+def _tag_first(scenes: Path, folder: Path, out: Path) -> Path:
+    """Tag the first test picture with the saved model; print and draw its labels."""
+    records = read_coco(scenes / 'annotations' / 'instances_test.json', scenes / 'test')
     path = records.image_paths[0]
     prediction, = Tagger.from_name(f'local-dir:{folder}')([path])
     if prediction.error is not None:

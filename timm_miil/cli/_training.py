@@ -1,0 +1,146 @@
+"""What the verbs that train share: progress for people, and the card of what was trained."""
+import math
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tqdm import tqdm
+
+from timm_miil.data import ImageStream, LabelledImages, SceneConfig, make_scenes
+from timm_miil.heads import MLDecoder, ZeroShotMLDecoder
+from timm_miil.hub import CardFacts, CardMetric, render_card
+from timm_miil.train import EpochRecord, Recipe, Splits, StepRecord, TrainResult, train
+
+__all__ = [
+    'DEFAULT_LICENCE', 'METRIC_WORDS', 'SCENES', 'SCENES_LICENCE', 'check_licence', 'counts_line', 'make_pictures',
+    'num_pictures', 'render_run_card', 'train_with_progress',
+]
+
+METRIC_WORDS: Mapping[str, str] = MappingProxyType({'map': 'mAP', 'top1': 'top-1'})
+# The word of the Hub for a licence that nobody stated.
+DEFAULT_LICENCE = 'unknown'
+SCENES_LICENCE = 'apache-2.0'
+SCENES = 'Scenes of handwritten digits (timm_miil.data.scenes)'
+
+_LICENCE = re.compile(r'[a-z0-9][a-z0-9.+-]*')
+# The catalogue's names of figures.
+_CARD_METRICS: Mapping[str, str] = MappingProxyType({'map': 'mAP', 'top1': 'top1'})
+_PAPER_OF_LOSS: Mapping[str, str] = MappingProxyType({'asymmetric': 'asl', 'class_aware_selective': 'csl'})
+
+
+def check_licence(licence: str) -> str:
+    """The licence, in the Hub's spelling.
+
+    Raises:
+        ValueError: If it cannot be an identifier of the Hub.
+    """
+    if not _LICENCE.fullmatch(licence.lower()):
+        raise ValueError(f"--licence must be the Hub's word for one, such as apache-2.0 or cc-by-4.0, got {licence!r}.")
+    return licence.lower()
+
+
+def make_pictures(directory: Path, config: SceneConfig) -> Path:
+    """`make_scenes` with a progress bar."""
+    with tqdm(desc='making pictures', unit='', disable=None, leave=False) as bar:
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+        return make_scenes(directory, config, on_progress=show)
+
+
+def train_with_progress(recipe: Recipe, data: Path | Splits, *, head: str = '', **options: Any) -> TrainResult:
+    """`train` with a bar of the pictures, their rate and the time that is left, and with a line for each epoch.
+
+    The main process shows it; the bar is for a terminal.
+
+    Args:
+        recipe: All settings.
+        data: As for `train`.
+        head: A line to print when the training has begun.
+        **options: As for `train`.
+    """
+    epochs = recipe.stop_epoch or recipe.epochs
+    word = METRIC_WORDS['top1' if recipe.task == 'single_label' else 'map']
+    with tqdm(desc='training', unit=' pictures', disable=None, leave=False, delay=math.ulp(0.0)) as bar:
+        def say(line: str) -> None:
+            with tqdm.external_write_mode(sys.stdout):
+                print(line, flush=True)
+
+        def show_step(record: StepRecord) -> None:
+            if bar.total is None:  # the first one; of a resumed run it is in the middle
+                bar.total = epochs * record.steps * record.images
+                bar.initial = bar.n = ((record.epoch - 1) * record.steps + record.step - 1) * record.images
+                if head:
+                    say(head)
+            bar.set_postfix_str(f'epoch {record.epoch}, loss {record.loss:.3f}', refresh=False)
+            bar.update(record.images)
+
+        def show_epoch(record: EpochRecord) -> None:
+            value = record.metrics.get('top1' if recipe.task == 'single_label' else 'map', math.nan)
+            say(f'epoch {record.epoch}/{epochs}: loss {record.train_loss:.3f}, val {word} {value:.2f}, '
+                f'{record.images_per_second:.0f} pictures/s')
+
+        return train(recipe, data, on_step=show_step, on_epoch=show_epoch, **options)
+
+
+def counts_line(splits: Splits) -> str:
+    """How many pictures and labels there are, in words."""
+    return (
+        f'{num_pictures(splits.train)} pictures to train on, {num_pictures(splits.val)} to validate, '
+        f'{num_pictures(splits.test)} to test; {len(splits.label_names)} labels')
+
+
+def num_pictures(source: LabelledImages | ImageStream | None) -> int:
+    """Pictures of a split; 0 for none."""
+    return 0 if source is None else source.num_images if isinstance(source, ImageStream) else len(source)
+
+
+def render_run_card(
+        result: TrainResult, *, summary: str, dataset: str, dataset_id: str, licence: str, training: str) -> str:
+    """The card of a trained model.
+
+    Args:
+        result: The run.
+        summary: One paragraph.
+        dataset: Name of the data set.
+        dataset_id: A short one.
+        licence: Of the weights.
+        training: One paragraph: the recipe, and the command that trains it again.
+    """
+    model: Any = result.model
+    metrics = [
+        CardMetric(_CARD_METRICS[result.metric], round(figures[result.metric], 2), split)
+        for split, figures in (('test', result.test_metrics), ('val', result.val_metrics))
+        if math.isfinite(figures.get(result.metric, math.nan))]
+    if math.isfinite(result.unseen_metrics.get('map', math.nan)):
+        metrics.append(CardMetric('unseen_mAP', round(result.unseen_metrics['map'], 2), 'test'))
+    return render_card(CardFacts(
+        name=result.recipe.model.name,
+        summary=summary,
+        source='local-dir:model',
+        licence=licence,
+        architecture=result.recipe.model.name,
+        num_params=sum(parameter.numel() for parameter in model.parameters()),
+        input_size=tuple(model.pretrained_cfg['input_size']),
+        dataset=dataset,
+        dataset_id=dataset_id,
+        label_names=result.label_names,
+        metrics=metrics,
+        training=training,
+        papers=_papers(result),
+        problem_type=(
+            'single_label_classification' if result.recipe.task == 'single_label' else 'multi_label_classification'),
+    ))
+
+
+def _papers(result: TrainResult) -> list[str]:
+    """What to cite: the paper of the head, of the loss and of the recipe, each once."""
+    recipe = result.recipe
+    head = getattr(result.model, 'head', None)
+    found = ['mldecoder'] if isinstance(head, MLDecoder | ZeroShotMLDecoder) else []
+    found += [_PAPER_OF_LOSS[recipe.loss.name]] if recipe.loss.name in _PAPER_OF_LOSS else []
+    found += [recipe.paper.id] if recipe.paper else []
+    return list(dict.fromkeys(found))

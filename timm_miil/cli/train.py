@@ -1,0 +1,253 @@
+"""`timm-miil train`: train a model by a recipe, from one processor to many machines."""
+import argparse
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is there, and not in its __all__
+
+from timm_miil._checks import shown
+from timm_miil._errors import TrainingInterrupted
+from timm_miil._extras import require
+from timm_miil.cli._device import parse_device
+from timm_miil.cli._text import columns, printable
+from timm_miil.cli._training import (
+    DEFAULT_LICENCE, METRIC_WORDS, SCENES, SCENES_LICENCE, check_licence, counts_line, make_pictures, num_pictures,
+    render_run_card, train_with_progress)
+from timm_miil.data import LabelledImages, has_split
+from timm_miil.hub import check_model_folder, save_model_folder
+from timm_miil.inference import write_report
+from timm_miil.train import Recipe, TrainResult, list_recipes, load_recipe, read_splits
+from timm_miil.train.engine import TRACKERS
+
+__all__ = ['HELP', 'add_arguments', 'run']
+
+HELP = 'train a model by a recipe, on your own pictures or on made ones'
+
+RUNS = Path('runs')
+INTERRUPTED = 128 + 2  # as the command reports Ctrl-C
+# Flags and the recipe's keys, in timm's spelling where timm's script has the flag.
+VALUE_FLAGS = (
+    ('--epochs', 'epochs'),
+    ('-b --batch-size', 'batch_size'),
+    ('--grad-accum-steps', 'grad_accum_steps'),
+    ('--seed', 'seed'),
+    ('-j --workers', 'workers'),
+    ('--model', 'model.name'),
+    ('--backbone', 'model.args.backbone'),
+    ('--drop', 'model.args.drop_rate'),
+    ('--drop-path', 'model.args.drop_path_rate'),
+    ('--img-size', 'augment.image_size'),
+    ('--loss', 'loss.name'),
+    ('--smoothing', 'loss.args.smoothing'),
+    ('--opt', 'optimizer.name'),
+    ('--lr', 'optimizer.lr'),
+    ('--weight-decay', 'optimizer.weight_decay'),
+    ('--momentum', 'optimizer.args.momentum'),
+    ('--layer-decay', 'optimizer.layer_decay'),
+    ('--clip-grad', 'clip_grad'),
+    ('--sched', 'schedule.name'),
+    ('--warmup-epochs', 'schedule.warmup_epochs'),
+    ('--warmup-lr', 'schedule.args.warmup_lr'),
+    ('--min-lr', 'schedule.min_lr'),
+    ('--hflip', 'augment.hflip'),
+    ('--aa', 'augment.args.auto_augment'),
+    ('--reprob', 'augment.args.re_prob'),
+    ('--color-jitter', 'augment.args.color_jitter'),
+    ('--aug-repeats', 'augment.args.aug_repeats'),
+    ('--mixup', 'augment.args.mixup.mixup_alpha'),
+    ('--cutmix', 'augment.args.mixup.cutmix_alpha'),
+    ('--model-ema-decay', 'ema_decay'),
+    ('--checkpoint-hist', 'keep_checkpoints'),
+    ('--data-format', 'data.format'),
+    ('--train-split', 'data.train'),
+    ('--val-split', 'data.val'),
+    ('--labels', 'data.labels'),
+)
+SWITCHES = (
+    ('--pretrained', 'model.pretrained'),
+    ('--channels-last', 'channels_last'),
+    ('--torchcompile', 'torchcompile'),
+    ('--sync-bn', 'sync_bn'),
+    ('--fsdp', 'fsdp'),
+)
+AMP_PRECISIONS = {'float16': 'fp16', 'bfloat16': 'bf16'}
+# Flags that name a thing: the arguments of the thing that the recipe names are not for another one.
+NAMES_A_THING = ('model.name', 'loss.name', 'optimizer.name', 'schedule.name')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run` reads."""
+    parser.add_argument(
+        'recipe', nargs='?', metavar='RECIPE', help='name of a recipe, or a .toml file; without one they are listed')
+    parser.add_argument('--list', action='store_true', help='list the recipes')
+    parser.add_argument(
+        '--data-dir', type=Path, metavar='DIR',
+        help='folder of the data set; without one, recipes of scenes make their pictures')
+    parser.add_argument(
+        '--output', type=Path, metavar='DIR', help=f'where to write (default: {RUNS}/RECIPE)')
+    parser.add_argument(
+        '--resume', metavar='auto|FILE',
+        help='go on from the newest checkpoint in --output, if there is one, or from a file')
+    parser.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='KEY=VALUE',
+        help='any setting of the recipe, such as optimizer.lr=1e-4')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ... (default: %(default)s)')
+    parser.add_argument('--log', action='append', default=[], choices=TRACKERS, help='also log there (pip extra `log`)')
+    parser.add_argument(
+        '--licence', '--license', metavar='ID',
+        help=f"of the model, for its card, in the Hub's words (default: {DEFAULT_LICENCE}; {SCENES_LICENCE} for made "
+             f'pictures)')
+    group = parser.add_argument_group('settings', "of the recipe, by timm's names for them")
+    for flags, key in VALUE_FLAGS:
+        group.add_argument(*flags.split(), dest=key, metavar='X', help=key)
+    for flag, key in SWITCHES:
+        group.add_argument(flag, dest=key, action='store_const', const='true', help=f'{key} = true')
+    group.add_argument('--amp', action='store_true', help='precision in half: fp16, or as --amp-dtype says')
+    group.add_argument('--amp-dtype', choices=AMP_PRECISIONS, help='half precision, which includes --amp')
+
+
+def run(ns: argparse.Namespace) -> int:
+    """Train, and write the best model's folder and a report."""
+    if ns.list or ns.recipe is None:
+        _check_nothing_else(ns)
+        print(columns((name, load_recipe(name).summary) for name in list_recipes()), end='')
+        return 0
+    recipe = load_recipe(ns.recipe)
+    changes = dict(_changes(ns, recipe))
+    recipe = recipe.override(changes)
+    name = Path(ns.recipe).stem
+    output = ns.output or RUNS / name
+    # What would fail at the end fails at once.
+    licence = check_licence(ns.licence or (DEFAULT_LICENCE if ns.data_dir else SCENES_LICENCE))
+    device = parse_device(ns.device)
+    check_model_folder(output / 'model')
+    require('accelerate')
+    require('matplotlib')
+
+    data = ns.data_dir or _make_scenes(recipe, name, output)
+    splits = read_splits(data, recipe.data, seed=recipe.seed)
+    try:
+        result = train_with_progress(
+            recipe, splits, head=f'{printable(data)}: {counts_line(splits)}', output=output, resume=ns.resume,
+            device=device, log=ns.log)
+    except TrainingInterrupted as stop:
+        _note(str(stop))
+        return INTERRUPTED
+    if not result.is_main_process:
+        return 0
+    print(_score(result))
+    _save(result, output, data, licence, name, changes)
+    print('now try')
+    for command in _next_commands(recipe, output / 'model', data):
+        print(f'  {command}')
+    return 0
+
+
+def _check_nothing_else(ns: argparse.Namespace) -> None:
+    """A recipe that was forgotten is no wish to see the list."""
+    if ns.recipe is None and not ns.list and (ns.data_dir or ns.output or ns.resume or ns.set):
+        raise ValueError('name a recipe, such as finetune; `timm-miil train --list` shows all.')
+
+
+def _changes(ns: argparse.Namespace, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What the flags change in the recipe; a key that is given twice is refused."""
+    given = {key: getattr(ns, key) for _, key in (*VALUE_FLAGS, *SWITCHES) if getattr(ns, key) is not None}
+    if ns.amp or ns.amp_dtype:
+        given['precision'] = AMP_PRECISIONS[ns.amp_dtype or 'float16']
+    for key in NAMES_A_THING:
+        table = key.partition('.')[0]
+        settings = getattr(recipe, table)
+        if given.get(key, settings.name) != settings.name and settings.args:
+            _note(f'{table}.args are left out, since they are for {settings.name}: {", ".join(settings.args)}')
+            yield f'{table}.args', '{}'
+    yield from given.items()
+    for word in ns.set:
+        key, sign, value = word.partition('=')
+        if not sign or not key:
+            raise ValueError(f'--set must be KEY=VALUE, got {shown(word)}.')
+        if key in given:
+            raise ValueError(f'{key} is given twice: {shown(given[key])} and {shown(value)}.')
+        given[key] = value
+        yield key, value
+
+
+def _make_scenes(recipe: Recipe, name: str, output: Path) -> Path:
+    if recipe.scenes is None:
+        own = [other for other in list_recipes() if load_recipe(other).scenes is not None]
+        raise ValueError(
+            f'recipe {name} needs a data set: give its folder by --data-dir, or try one of the recipes that make their '
+            f'pictures, such as {own[0]}.')
+    output.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(output / '.scenes.lock'):  # torchrun starts several of us
+        return make_pictures(output / 'scenes', recipe.scenes)
+
+
+def _score(result: TrainResult) -> str:
+    figures, split = (result.test_metrics, 'test') if result.test_metrics else (result.val_metrics, 'val')
+    words = f'{split} {METRIC_WORDS[result.metric]} {figures[result.metric]:.2f}'
+    if result.unseen_metrics:
+        words += f', of labels never trained on {result.unseen_metrics["map"]:.2f},'
+    return f'{words} with the weights of epoch {result.best_epoch}'
+
+
+def _save(
+        result: TrainResult, output: Path, data: Path, licence: str, name: str, changes: dict[str, str]) -> None:
+    """Write the model's folder and the report, and tell."""
+    recipe, splits = result.recipe, result.splits
+    is_made = data == output / 'scenes'
+    dataset = SCENES if is_made else printable(data.resolve().name)
+    counts = (
+        f'{num_pictures(splits.train)} pictures to train on, {num_pictures(splits.val)} to choose the epoch by and '
+        f'{num_pictures(splits.test)} to test, of {len(result.label_names)} labels')
+    command = shlex.join([
+        'timm-miil', 'train', name, *([] if is_made else ['--data-dir', dataset]),
+        *(['--set', *(f'{key}={value}' for key, value in changes.items())] if changes else [])])
+    exclusive = recipe.task == 'single_label'
+    folder = save_model_folder(
+        result.model.cpu(), output / 'model', label_names=result.label_names,
+        problem_type='single_label_classification' if exclusive else 'multi_label_classification',
+        card=render_run_card(
+            result, licence=licence, dataset=dataset,
+            dataset_id='scenes' if is_made else re.sub(r'[^a-z0-9]+', '-', dataset.lower()).strip('-') or 'data',
+            summary=f'{recipe.summary} Trained on {dataset}: {counts}.',
+            training=f'Recipe `{name}`; the weights are of epoch {result.best_epoch} of {len(result.epochs)}. '
+                     f'The command `{command}` trains it again.'))
+    print(f'{printable(folder)}: {", ".join(sorted(path.name for path in folder.iterdir()))}')
+    if result.val_logits is None or result.val_targets is None:
+        return
+    write_report(
+        output / 'report.html', logits=result.val_logits, targets=result.val_targets, label_names=result.label_names,
+        epochs=[record.as_row() for record in result.epochs],
+        source=splits.val if isinstance(splits.val, LabelledImages) else None, title=f'{name} on {dataset}',
+        facts={
+            'recipe': name, 'model': recipe.model.name, 'data': dataset, 'pictures': counts, 'score': _score(result),
+            'command': command, 'shown here': f'the {len(result.val_targets)} pictures to choose the epoch by'},
+        activation='softmax' if exclusive else 'sigmoid')
+    print(f'{printable(output / "report.html")}: curves, labels, mistakes')
+
+
+def _next_commands(recipe: Recipe, folder: Path, data: Path) -> list[str]:
+    """What one does with a trained model, as far as the data set has the splits for it."""
+    words = ['--data-dir', str(data), *(['--format', recipe.data.format] if recipe.data.format != 'auto' else [])]
+    options = {key: value for key, value in recipe.data.args.items() if key != 'ignore_unknown_labels'}
+    if recipe.data.labels:
+        words += ['--labels', recipe.data.labels]
+    if recipe.data.args:
+        words += ['--set', *(f'{key}={json.dumps(value)}' for key, value in recipe.data.args.items())]
+
+    def has(split: str) -> bool:
+        return has_split(data, split, recipe.data.format, **options)
+
+    commands = [['predict', 'PICTURES', '--model', str(folder)]]
+    for verb, split in (('validate', recipe.data.test or 'test'), ('tune', recipe.data.val)):
+        if has(split) and (verb != 'tune' or recipe.task == 'multi_label'):
+            commands.append([verb, str(folder), *words, '--split', split])
+    return [shlex.join(['timm-miil', *command]) for command in commands]
+
+
+def _note(text: str) -> None:
+    print(f'timm-miil train: {printable(text)}', file=sys.stderr)
