@@ -21,7 +21,7 @@ from torch import Tensor
 
 from timm_miil._checks import check_not_negative, check_positive, shown
 from timm_miil.data._labels import LabelColumns
-from timm_miil.data._shard_index import ShardIndex, check_split_name, find_indices, index_path
+from timm_miil.data._shard_index import LabelCounts, Shard, ShardIndex, check_split_name, find_indices, index_path
 from timm_miil.data._shard_tar import Labels, Sample, list_samples, parse_labels, read_span
 from timm_miil.data._shard_writing import ShardPlan, write_planned
 from timm_miil.data._shard_scan import scan_shards
@@ -29,7 +29,10 @@ from timm_miil.data.images import decode_image
 from timm_miil.data.records import ImageStream, LabelledImages
 from timm_miil.data.seeding import mix_seed
 
-__all__ = ['ShardStream', 'index_shards', 'list_splits', 'read_shards', 'read_split', 'write_shards']
+__all__ = [
+    'LabelCounts', 'Shard', 'ShardIndex', 'ShardStream', 'index_shards', 'list_splits', 'read_shards', 'read_split',
+    'write_shards',
+]
 
 
 def write_shards(
@@ -174,23 +177,8 @@ def list_splits(data_dir: Path) -> tuple[str, ...]:
     return find_indices(data_dir)
 
 
-def read_split(
-        data_dir: Path,
-        split: str,
-        *,
-        labels: Sequence[str] | None = None,
-        ignore_unknown_labels: bool = False,
-        shuffle_shards: int = 8,
-) -> 'ShardStream':
-    """Open shards, as `read_shards` does.
-
-    Raises:
-        FileNotFoundError: As of `read_shards`.
-        TypeError: As of `read_shards`.
-        ValueError: As of `read_shards`.
-    """
-    return read_shards(
-        data_dir, split, labels=labels, ignore_unknown_labels=ignore_unknown_labels, shuffle_shards=shuffle_shards)
+read_split = read_shards
+"""What `timm_miil.data.open_split` calls."""
 
 
 class ShardStream(ImageStream):
