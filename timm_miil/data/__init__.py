@@ -1,20 +1,24 @@
 """Data: readers of multi-label pictures, and the offline data set."""
 from timm_miil.data.coco import read_coco
+from timm_miil.data.hf import read_hf
 from timm_miil.data.images import IMAGE_SUFFIXES, decode_image, find_images, load_image
 from timm_miil.data.partial import fixed_per_class, random_per_sample
 from timm_miil.data.records import ImageStream, LabelledImages, MultiLabelDataset, MultiLabelRecords
 from timm_miil.data.scenes import SceneConfig, make_scenes
 from timm_miil.data.seeding import mix_seed, seeded
+from timm_miil.data.shards import index_shards, read_shards, write_shards
 from timm_miil.data.splits import find_format, has_split, list_formats, list_splits, open_split, read_label_set
 from timm_miil.data.statistics import LabelStatistics, label_statistics
 from timm_miil.data.targets import Indices, SparseTargets
 from timm_miil.data.text_encoder import embed_text
+from timm_miil.data.transforms import create_paper_transform
 from timm_miil.data.zero_shot import read_labels, read_word_vectors
 
 __all__ = [
     'IMAGE_SUFFIXES', 'ImageStream', 'Indices', 'LabelStatistics', 'LabelledImages', 'MultiLabelDataset',
-    'MultiLabelRecords', 'SceneConfig', 'SparseTargets', 'decode_image', 'embed_text', 'find_format', 'find_images',
-    'fixed_per_class', 'has_split', 'label_statistics', 'list_formats', 'list_splits', 'load_image', 'make_scenes',
-    'mix_seed', 'open_split', 'random_per_sample', 'read_coco', 'read_label_set', 'read_labels',
-    'read_word_vectors', 'seeded',
+    'MultiLabelRecords', 'SceneConfig', 'SparseTargets', 'create_paper_transform', 'decode_image', 'embed_text',
+    'find_format', 'find_images', 'fixed_per_class', 'has_split', 'index_shards', 'label_statistics',
+    'list_formats', 'list_splits', 'load_image', 'make_scenes', 'mix_seed', 'open_split', 'random_per_sample',
+    'read_coco', 'read_hf', 'read_label_set', 'read_labels', 'read_shards', 'read_word_vectors', 'seeded',
+    'write_shards',
 ]
