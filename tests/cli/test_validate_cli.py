@@ -61,6 +61,7 @@ def test_the_report_is_of_the_pictures_that_were_measured(model_dir, data_dir, t
     assert "not measured, since the model lacks them: dog\n" in err
     assert f"1 pictures left out:\n  cannot read '{data_dir / 'odd' / '03.png'}': it is not a JPEG" in err
     text = report.read_text()
+    assert f'<h1>{model_dir.name} on {data_dir.name}</h1>' in text
     assert '<dt>pictures left out</dt><dd>1</dd>' in text and '<dd>1 of the model, 1 of the data</dd>' in text
     assert 'odd/03.png' not in text and 'odd/04.png' in text and 'bee &lt;b&gt;' in text
 

@@ -111,6 +111,7 @@ def _table(result: Validation) -> str:
 
 
 def _write_report(ns: argparse.Namespace, result: Validation, source: LabelledImages | None) -> None:
+    name = Path(ns.model).absolute().name if Path(ns.model).is_dir() else ns.model
     is_default = ns.threshold is None and set(result.thresholds) == {0.5}
     facts = {
         'model': ns.model, 'data': ns.data_dir, 'split': ns.split,
@@ -123,7 +124,7 @@ def _write_report(ns: argparse.Namespace, result: Validation, source: LabelledIm
         source = source.select(result.rows)
     write_report(
         ns.report, logits=result.logits, targets=result.targets, label_names=result.label_names, source=source,
-        title=f'{ns.model} on {ns.data_dir.absolute().name}', facts=facts,
+        title=f'{name} on {ns.data_dir.absolute().name}', facts=facts,
         thresholds=None if is_default else result.thresholds, temperatures=result.temperatures,
         activation=result.activation)
 
