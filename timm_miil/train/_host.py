@@ -29,6 +29,9 @@ class Host(Protocol):
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the layout of the recipe."""
 
+    def bring(self, tensor: Tensor) -> Tensor:
+        """Pictures or targets on the device."""
+
     def wrap(self, task: ClassificationTask) -> None:
         """Make the task's model and its average ready to be trained here."""
 

@@ -100,10 +100,11 @@ class Run:
         self.divisor = host.share.count * recipe.grad_accum_steps if self.averages else recipe.batch_size
 
         self.epoch = self.step = 0
-        self.loss_sum, self.seconds = 0.0, 0.0
+        self.lr = self.loss_sum = self.seconds = 0.0
         self.records: list[EpochRecord] = []
         self.best_epoch, self.best_score, self.best_name = 0, -math.inf, ''
         self.best_weights: dict[str, Tensor] = {}
+        self.has_logits = False  # of the best epoch, those of an earlier process are gone
         self.best_logits: Tensor | None = None
         self.val_targets: Tensor | None = None
         self.random: Mapping[str, Any] | None = None  # to be put back in the middle of an epoch
@@ -121,7 +122,8 @@ class Run:
         """
         with self.stop.heard() if self.folder is not None else nullcontext():
             while self.epoch < (self.recipe.stop_epoch or self.recipe.epochs):
-                self._end_epoch(self._train_epoch())
+                self._train_epoch()
+                self._end_epoch()
                 if self.host.add_up(torch.zeros((), device=self.host.device), bool(self.stop.signal_name))()[1]:
                     raise self._interrupted()
 
@@ -133,7 +135,7 @@ class Run:
         """
         with self.stop.heard() if self.folder is not None else nullcontext():
             model = self._best_model()
-            if self.best_logits is None:
+            if not self.has_logits:
                 self.best_logits, self.val_targets = self._score(model, self.val_loader)
             test, unseen = self._test(model)
         result = TrainResult(
@@ -146,10 +148,10 @@ class Run:
 
     # ---- an epoch
 
-    def _train_epoch(self) -> float:
-        """The steps of an epoch that are left; the last one's learning rate."""
+    def _train_epoch(self) -> None:
+        """The steps of an epoch that are left."""
         self.task.train()
-        steps, start, lr = len(self.loader), self.step, self.optimizer.param_groups[0]['lr']
+        steps, start = len(self.loader), self.step
         if not start and self.observer is not None and self.forgets:
             self.observer.reset()
         batches = self.loader.batches(self.epoch, start)
@@ -162,9 +164,9 @@ class Run:
         for step in range(start, steps):
             parts = [next(batches) for _ in range(self.recipe.grad_accum_steps)]
             self.optimizer.zero_grad()
-            lr = self.optimizer.param_groups[0]['lr']
+            self.lr = self.optimizer.param_groups[0]['lr']
             pending.append(_Pending(
-                step, lr, parts, self.host.add_up(self._backward(parts), bool(self.stop.signal_name))))
+                step, self.lr, parts, self.host.add_up(self._backward(parts), bool(self.stop.signal_name))))
             while len(pending) > self.host.lag:
                 stops |= self._read(pending.popleft())
             self._update(self.epoch * steps + step + 1)
@@ -178,14 +180,12 @@ class Run:
                 self._save()
                 if stops:
                     raise self._interrupted()
-        return lr
 
     def _backward(self, parts: Sequence[Batch]) -> Tensor:
         """Add the gradients of a step's pictures; the sum of the parts' losses."""
         losses = []
         for number, part in enumerate(parts, start=1):
-            images, targets = (
-                tensor.to(self.host.device, non_blocking=True) for tensor in (part.images, part.targets))
+            images, targets = self.host.bring(part.images), self.host.bring(part.targets)
             if self.mixup is not None:
                 images, targets = self.mixup(images, targets)
             with self.host.part(self.task, number == len(parts)), self.host.autocast():
@@ -221,7 +221,7 @@ class Run:
             self.host.log({'train_loss_step': loss, 'lr': pending.lr}, done)
         return stops
 
-    def _end_epoch(self, lr: float) -> None:
+    def _end_epoch(self) -> None:
         """Validate, keep the best and save."""
         steps = len(self.loader)
         kept = self.task.trainable_module_ema.module if self.task.has_ema() else self.model
@@ -239,7 +239,7 @@ class Run:
             metrics = self.host.on_main(lambda: _measured(logits, targets, self.recipe.task))
             self._keep_if_best(epoch, metrics[METRIC_OF_TASK[self.recipe.task]], kept, logits, targets)
         record = EpochRecord(
-            epoch, lr, self.loss_sum / steps, metrics, self.seconds,
+            epoch, self.lr, self.loss_sum / steps, metrics, self.seconds,
             steps * self.recipe.batch_size / max(self.seconds, 1e-9))
         self.records.append(record)
         self.epoch, self.step, self.loss_sum, self.seconds = epoch, 0, 0.0, 0.0
@@ -276,7 +276,7 @@ class Run:
         self.val_targets = targets
         if self.best_epoch and not score > self.best_score:
             return
-        self.best_epoch, self.best_score, self.best_logits = epoch, score, logits
+        self.best_epoch, self.best_score, self.best_logits, self.has_logits = epoch, score, logits, True
         weights = self.host.get_weights(model)
         if self.folder is not None:
             folder = self.folder
@@ -331,7 +331,7 @@ class Run:
             **self.host.get_states(self.task, self.optimizer),
             'criterion': self.criterion.state_dict(), 'schedule': self.schedule.state_dict(),
             'observed': observed, 'fingerprint': self.fingerprint, 'epoch': self.epoch, 'step': self.step,
-            'loss_sum': self.loss_sum, 'seconds': self.seconds,
+            'lr': self.lr, 'loss_sum': self.loss_sum, 'seconds': self.seconds,
             'records': [dataclasses.asdict(record) for record in self.records],
             'best_epoch': self.best_epoch, 'best_score': self.best_score, 'best_weights': self.best_name,
             'random': self.host.gather_objects(random or get_random_state(self.host.device))}
@@ -345,7 +345,7 @@ class Run:
         if self.observer is not None and self.host.is_main:
             self.observer.load_state_dict(state['observed'])
         self.epoch, self.step = state['epoch'], state['step']
-        self.loss_sum, self.seconds = state['loss_sum'], state['seconds']
+        self.lr, self.loss_sum, self.seconds = state['lr'], state['loss_sum'], state['seconds']
         self.records = [EpochRecord(**record) for record in state['records']]
         self.best_epoch, self.best_score = state['best_epoch'], state['best_score']
         self.best_name = state['best_weights']

@@ -128,8 +128,14 @@ class _Processes:
     def place(self, model: nn.Module) -> nn.Module:
         if self.recipe.sync_bn and self.count > 1:
             model = convert_sync_batchnorm(model)
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-        return model.to(self.device).to(memory_format=layout)
+        # FSDP has plain weights only; what the layers compute follows the pictures.
+        is_last = self.recipe.channels_last and not self.is_sharded
+        return model.to(self.device).to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+
+    def bring(self, tensor: Tensor) -> Tensor:
+        if self.lag and tensor.ndim == 4 and self.recipe.channels_last:
+            return tensor.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
 
     def wrap(self, task: ClassificationTask) -> None:
         if self.is_sharded:
