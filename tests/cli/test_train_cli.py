@@ -214,6 +214,8 @@ def test_options_reach_the_training(caught, data_dir, tmp_path):
     (['none.toml'], "[Errno 2] No such file or directory: 'none.toml'"),
     (['asl_coco'], 'recipe asl_coco needs a data set: give its folder by --data-dir, or try one of the recipes that'),
     (['scenes_asl', '--data-dir', 'nowhere'], "data_dir must be the folder of a data set, got 'nowhere', which is"),
+    (['--epochs', '3'], 'name a recipe, such as finetune; `timm-miil train --list` shows all.'),
+    (['--fsdp'], 'name a recipe, such as finetune; `timm-miil train --list` shows all.'),
     (['--data-dir', '.'], 'name a recipe, such as finetune; `timm-miil train --list` shows all.'),
     (['scenes_asl', '--set', 'epoch=3'], "override: unknown key 'epoch'; did you mean 'epochs'?"),
     (['scenes_asl', '--set', 'epochs'], "--set must be KEY=VALUE, got 'epochs'."),

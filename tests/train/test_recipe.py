@@ -79,6 +79,75 @@ def test_overrides_are_as_strict_as_files(changes, message):
         load_recipe(TINY).override(changes)
 
 
+PARTIAL = {'partial.scheme': 'fixed_per_class', 'partial.num_per_class': '5'}
+PRIOR = {
+    'loss.name': 'class_aware_selective', 'loss.args': '{}', 'prior.epochs': '2',
+    'prior.loss.name': 'class_aware_selective'}
+PAPER = {
+    'paper.id': 'asl', 'paper.metric': 'mAP', 'paper.value': '86.6', 'paper.split': 'val', 'paper.source': 'a table'}
+ONECYCLE = {'schedule.name': 'onecycle', 'schedule.warmup_epochs': '0', 'schedule.min_lr': '0'}
+TIMM = {'augment.name': 'timm'}
+
+
+@pytest.mark.parametrize('changes', [
+    PARTIAL, {'partial.scheme': 'random_per_sample', 'partial.drop_prob': '0.5'}, PRIOR, PAPER, ONECYCLE,
+    {**ONECYCLE, 'schedule.args.pct_start': '0.2'}, {'schedule.args': '{warmup_lr = 1e-5, k_decay = 0.5}'},
+    {**TIMM, 'augment.args': '{aug_repeats = 3, re_prob = 0.1, mixup = {mixup_alpha = 0.1, prob = 0.5}}'},
+    {'augment.name': 'paper', 'augment.args': '{cutout = 0.3, randaugment = false}'},
+    {'optimizer.args': '{betas = [0.9, 0.99]}'}, {'stop_epoch': '2'}, {'batch_size': '12', 'grad_accum_steps': '3'},
+    {'data.args.drop_unlabelled': 'true'}, {'task': 'single_label', 'loss.name': 'cross_entropy', 'loss.args': '{}'},
+])
+def test_tables_that_fit(changes):
+    assert load_recipe(TINY).override(changes) != load_recipe(TINY)
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({**PARTIAL, 'partial.scheme': 'fpc'}, "partial.scheme must be one of 'fixed_per_class', 'random_per_sample', got"),
+    ({**PARTIAL, 'partial.num_per_class': '0'}, 'partial.num_per_class must be at least 1, got 0'),
+    ({**PARTIAL, 'partial.drop_prob': '0.5'},
+     "partial.scheme must be given its own number only, got 'fixed_per_class' with num_per_class 5 and drop_prob 0.5"),
+    ({**PARTIAL, 'partial.scheme': 'random_per_sample'}, 'partial.scheme must be given its own number only'),
+    ({'partial.scheme': 'random_per_sample', 'partial.drop_prob': '2'}, r'partial.drop_prob must be in \[0, 1\], got'),
+    ({'partial.num_per_class': '5'}, "'partial.scheme' is missing"),
+    ({**PRIOR, 'prior.epochs': '0'}, 'prior.epochs must be at least 1, got 0'),
+    ({**PRIOR, 'prior.average': 'mean'}, "prior.average must be one of 'last_epoch', 'all_epochs', got 'mean'"),
+    ({**PRIOR, 'prior.loss.name': 'ignore'}, "prior.loss.name must be a loss, got 'ignore'"),
+    ({**PRIOR, 'loss.name': 'asymmetric'},
+     "override: prior is for the loss 'class_aware_selective', got 'asymmetric'; leave the prior out"),
+    ({**PAPER, 'paper.id': 'als'}, "paper.id must be a paper of the catalogue, got 'als'; did you mean 'asl'"),
+    ({**PAPER, 'paper.metric': 'map'}, "paper.metric must be one of 'mAP', .*, got 'map'"),
+    ({**PAPER, 'paper.value': '866'}, r'paper.value must be in \[0, 100\], got 866'),
+    ({'schedule.name': 'onecycle'},
+     r'schedule.warmup_epochs and min_lr must be 0 with onecycle, got 0.5 and 0.0; set args.pct_start'),
+    ({**ONECYCLE, 'schedule.args.pct_strat': '0.2'}, "schedule.args has the unknown key 'pct_strat'; did you mean"),
+    ({**ONECYCLE, 'schedule.args.max_lr': '1'}, "schedule.args has the unknown key 'max_lr'"),
+    ({'schedule.args.sched': 'step'}, "schedule.args has the unknown key 'sched'"),
+    ({'optimizer.args.beta': '0.9'}, "override: optimizer.args must be those of adamw: .*keyword argument 'beta'"),
+    ({'optimizer.args.lr': '1'}, 'optimizer.args must not hold lr: training decides it, or another setting of the rec'),
+    ({'optimizer.layer_decay': '2'}, r'optimizer.layer_decay must be in \[0, 1\], got 2'),
+    ({'augment.name': 'papers'}, "augment.name must be one of 'crop', 'paper', 'timm', got 'papers'"),
+    ({'augment.args.re_prob': '0.1'}, "augment.args of 'crop' must be empty, got 're_prob'; name = \"timm\" takes"),
+    ({'augment.name': 'paper', 'augment.args.cut': '1'}, "args of 'paper' must be cutout and randaugment, got 'cut'"),
+    ({**TIMM, 'augment.args.reprob': '1'}, "augment.args has the unknown key 'reprob'; did you mean 're_prob'"),
+    ({**TIMM, 'augment.args.mixup': '0.1'}, 'augment.args.mixup must be a table, got 0.1'),
+    ({**TIMM, 'augment.args.mixup.alpha': '0.1'}, "augment.args.mixup has the unknown key 'alpha'"),
+    ({**TIMM, 'augment.args.aug_repeats': '-1'}, 'augment.args.aug_repeats must be at least 0, got -1'),
+    ({**TIMM, 'augment.args.scale': '1'}, "augment.args has the unknown key 'scale'"),
+    ({'augment.image_size': '-1'}, 'augment.image_size must be at least 0, got -1'),
+    ({'data.val_fraction': '0'}, 'data.val_fraction must be between 0 and 1, got 0.0'),
+    ({'data.train': ''}, "data.train and val must name splits, got '' and 'val'"),
+    ({'stop_epoch': '3'}, r'override: stop_epoch must be in \[0, 2\], got 3'),
+    ({'grad_accum_steps': '3'}, 'override: batch_size must be a multiple of 3, got 16; the nearest are 15 or 18'),
+    ({'precision': 'half'}, "override: precision must be one of 'fp32', 'bf16', 'fp16', got 'half'"),
+    ({'clip_grad': '-1'}, r'override: clip_grad must be in \[0, inf\), got -1.0'),
+    ({'keep_checkpoints': '0'}, 'override: keep_checkpoints must be at least 1, got 0'),
+    ({'partial': '3'}, "override: 'partial' must be a table, got 3"),
+])
+def test_tables_that_do_not_fit(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(TINY).override(changes)
+
+
 @pytest.mark.parametrize(('old', 'new', 'message'), [
     ('epochs = 2', 'epoch = 2', "unknown key 'epoch'; did you mean 'epochs'"),
     ('epochs = 2\n', '', "'epochs' is missing"),

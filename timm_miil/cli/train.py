@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(ns: argparse.Namespace) -> int:
     """Train, and write the best model's folder and a report."""
     if ns.list or ns.recipe is None:
-        _check_nothing_else(ns)
+        _check_list_is_meant(ns)
         print(columns((name, load_recipe(name).summary) for name in list_recipes()), end='')
         return 0
     recipe = load_recipe(ns.recipe)
@@ -147,9 +147,10 @@ def run(ns: argparse.Namespace) -> int:
     return 0
 
 
-def _check_nothing_else(ns: argparse.Namespace) -> None:
+def _check_list_is_meant(ns: argparse.Namespace) -> None:
     """A recipe that was forgotten is no wish to see the list."""
-    if ns.recipe is None and not ns.list and (ns.data_dir or ns.output or ns.resume or ns.set):
+    flags = [getattr(ns, key) for _, key in (*VALUE_FLAGS, *SWITCHES)]
+    if not ns.list and any((ns.data_dir, ns.output, ns.resume, ns.set, ns.log, ns.licence, ns.amp, *flags)):
         raise ValueError('name a recipe, such as finetune; `timm-miil train --list` shows all.')
 
 

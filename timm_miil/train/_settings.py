@@ -71,7 +71,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if not self.train or not self.val:
             raise ValueError(f'train and val must name splits, got {self.train!r} and {self.val!r}.')
-        check_range(val_fraction=self.val_fraction, low=math.ulp(0.0), high=1.0)
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f'val_fraction must be between 0 and 1, got {self.val_fraction}.')
 
 
 @dataclass(frozen=True)
@@ -180,9 +181,12 @@ class OptimizerSettings:
         check_from_zero(weight_decay=self.weight_decay)
         check_unit(layer_decay=self.layer_decay)
         _check_undecided(self.args, DECIDED_OPTIMIZER)
-        if self.args:  # what an optimizer takes, it says best itself
-            create_optimizer_v2(
-                nn.Linear(1, 1), opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.args)
+        if self.args:
+            try:  # what an optimizer takes, it says best itself
+                create_optimizer_v2(
+                    nn.Linear(1, 1), opt=self.name, lr=self.lr, weight_decay=self.weight_decay, **self.args)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f'args must be those of {self.name}: {error}') from error
 
 
 @dataclass(frozen=True)
@@ -278,7 +282,9 @@ class PaperSettings:
     source: str
 
     def __post_init__(self) -> None:
-        catalog.paper(self.id)
+        known = catalog.papers()
+        if self.id not in known:
+            raise ValueError(f'id must be a paper of the catalogue, got {self.id!r}; {nearest(self.id, known)}')
         check_choice(metric=self.metric, choices=catalog.METRICS)
         check_range(value=self.value, low=0.0, high=100.0, closed=True)
 
