@@ -43,8 +43,9 @@ class Memo(Generic[Value]):
 
     A change is seen by the tensor's identity, memory, layout, dtype and version counter. What is written past the
     counter (`parameter.data.add_(1)`) is seen in host memory by comparing a sample of every tensor, which finds what
-    changes whole tensors, and elsewhere not at all: call `clear`. Reading and replacing are one step each, so that
-    threads may share it. Copies and pickles are empty.
+    changes whole tensors, and elsewhere not at all: call `clear`. A fused optimizer writes past the counter too, so
+    nothing is remembered while a gradient waits for its step. Reading and replacing are one step each, so that threads
+    may share it. Copies and pickles are empty.
     """
 
     def __init__(self) -> None:
@@ -58,8 +59,9 @@ class Memo(Generic[Value]):
         """The value of `build()`, computed when the sources are not those of last time.
 
         Returns:
-            None where nothing may be remembered: a gradient can flow to a source, a source is no ordinary tensor or has
-            no version counter, or a process group exists, as sharding rewrites weights behind all that is looked at.
+            None where nothing may be remembered: a gradient can flow to a source or has, a source is no ordinary tensor
+            or has no version counter, or a process group exists, as sharding rewrites weights behind all that is looked
+            at.
         """
         if not _may_be_remembered(sources):
             self.clear()
@@ -98,7 +100,7 @@ def _may_be_remembered(sources: Sequence[Tensor]) -> bool:
         torch.distributed.is_available() and torch.distributed.is_initialized()
     ) and all(
         type(x) in PLAIN_TYPES and x.is_contiguous() and not x.is_meta and not x.is_inference()
-        and not (needs_grad and x.requires_grad) for x in sources)
+        and x.is_leaf and x.grad is None and not (needs_grad and x.requires_grad) for x in sources)
 
 
 def _stamp(sources: Sequence[Tensor]) -> list[object]:

@@ -236,6 +236,7 @@ class MLDecoder(nn.Module):
         Training, moving, loading and whatever torch's version counters see do so by themselves. It is for what is
         written past those, as by `parameter.data[3] = row`, between two evaluations: on an accelerator that is not
         seen, in host memory only where a sample of the weights changes, as it does when all of them do.
+        Fused optimizers write so too; nothing is remembered while a weight has a gradient, so their steps are safe.
         """
         self._memo.clear()
 
