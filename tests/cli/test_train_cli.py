@@ -166,6 +166,16 @@ def test_one_label_a_picture(tmp_path, capsys):
     assert 'license: "cc-by-4.0"' in card and 'top-1 accuracy, percent | test' in card and 'arXiv:2009' not in card
 
 
+def test_labels_that_were_held_out_are_measured_too(data_dir, tmp_path, capsys):
+    assert run(TINY, '--data-dir', data_dir, '--output', tmp_path / 'a', '--epochs', 1, '--set', 'task=zero_shot',
+               'model.name=mldecoder_zero_shot', 'unseen_labels=["red 2", "red 7"]') == 0
+    line = r'^test mAP \d+\.\d\d, of labels never trained on (\d+\.\d\d), with the weights of epoch 1$'
+    unseen = re.search(line, capsys.readouterr().out, re.MULTILINE)[1]
+    card = (tmp_path / 'a' / 'model' / 'README.md').read_text(encoding='utf-8')
+    assert f'| mean over labels that were not trained on of average precision, percent | test | {unseen} |' in card
+    assert 'of 18 labels' in card and 'arXiv:2111.12933' in card
+
+
 # Values for the keys that do not take 2.
 VALUES = {
     'augment.args.auto_augment': 'rand-m7', 'augment.hflip': '0.1', 'data.format': 'coco', 'data.labels': 'names.txt',
