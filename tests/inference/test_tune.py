@@ -118,8 +118,11 @@ def test_a_class_that_the_data_lack_gets_what_all_share(folder, source):
     with pytest.raises(ValueError, match=r"the data lack 1 of the 3 of the model \('bee'\)"):
         tune_folder(folder, source.with_labels(['ant', 'cat']))
     found = tune_folder(folder, source.with_labels(['cat', 'ant']), common=True)
-    assert found.calibration.found.is_shared.tolist()[1] and found.calibration.thresholds[1] == pytest.approx(
-        found.calibration.found.shared)
+    logits, targets = torch.zeros(NUM, 3), source.targets
+    logits[:, [0, 2]], targets[:, 1] = found.before.logits, -1
+    want = calibrate(logits, targets)
+    assert found.calibration.thresholds == want.thresholds and want.found.is_shared[1]
+    assert want.thresholds[1] == pytest.approx(want.found.shared)
     shared = fit_temperatures(found.before.logits.reshape(-1, 1), found.before.targets.reshape(-1, 1))
     assert found.calibration.temperatures[1] == pytest.approx(float(shared))
     assert found.compare()['mean F1'][1] == pytest.approx(float(found.calibration.found.f1[[0, 2]].mean()))
