@@ -53,7 +53,7 @@ def run(job, report):
     if 'event' in kill:
         killed_at(kill['event'], job['output'])
     if 'limit' in kill:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (kill['limit'], kill['limit']))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kill['limit'], resource.RLIM_INFINITY))
     recipe = load_recipe(Path(__file__).with_name('tiny.toml')).override(job['changes'])
     found = {}
     try:
@@ -65,7 +65,6 @@ def run(job, report):
             'test': dict(result.test_metrics), 'best': result.best_epoch, 'logits': result.val_logits.sum().item()}
     except Exception as error:
         found = {'error': f'{type(error).__name__}: {error}'}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     report.write(json.dumps({**found, 'steps': steps}).encode())
 
 

@@ -137,6 +137,7 @@ class Run:
             model = self._best_model()
             if not self.has_logits:
                 self.best_logits, self.val_targets = self._score(model, self.val_loader)
+            model.to(memory_format=torch.contiguous_format)
             test, unseen = self._test(model)
         result = TrainResult(
             model, self.splits.label_names, tuple(self.records), self.best_epoch, test, unseen, self.recipe,
@@ -293,7 +294,7 @@ class Run:
             weights = self.folder.load_best(self.best_name) if self.folder is not None else self.best_weights
             model.load_state_dict(weights)
         model.zero_grad()
-        model.eval().to(self.host.device).to(memory_format=torch.contiguous_format)
+        model.eval().to(self.host.device)
         self.host.match_weights(model)
         return model
 
