@@ -64,6 +64,7 @@ def train_with_progress(recipe: Recipe, data: Path | Splits, *, head: str = '', 
     """
     epochs = recipe.stop_epoch or recipe.epochs
     word = METRIC_WORDS['top1' if recipe.task == 'single_label' else 'map']
+    # With a delay, however short, nothing is drawn before the first step: other processes than the main one have none.
     with tqdm(desc='training', unit=' pictures', disable=None, leave=False, delay=math.ulp(0.0)) as bar:
         def say(line: str) -> None:
             with tqdm.external_write_mode(sys.stdout):
