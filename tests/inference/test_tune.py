@@ -36,18 +36,22 @@ def save_model(folder: Path, **config) -> Path:
 
 
 @pytest.fixture(scope='module')
-def source(tmp_path_factory) -> MultiLabelRecords:
+def original(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp('saved') / 'model')
+
+
+@pytest.fixture(scope='module')
+def source(original, tmp_path_factory) -> MultiLabelRecords:
+    """Pictures with labels that have something to do with the model's scores; some are unknown."""
     folder, draws = tmp_path_factory.mktemp('pictures'), np.random.default_rng(0)
     paths = [folder / f'{index:02}.png' for index in range(NUM)]
     for path in paths:
         Image.fromarray(draws.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((40, 36)).save(path)
-    labels = draws.choice([1, 0, 0, -1], (NUM, len(LABELS))).astype(np.int8)
-    return MultiLabelRecords(paths, torch.from_numpy(labels), LABELS)
-
-
-@pytest.fixture(scope='module')
-def original(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp('saved') / 'model')
+    drawn = torch.from_numpy(draws.random((NUM, len(LABELS))))
+    logits = validate(str(original), MultiLabelRecords(paths, torch.zeros(NUM, 3, dtype=torch.int8), LABELS)).logits
+    likely = (logits - logits.mean(dim=0)) / logits.std(dim=0)
+    labels = torch.where(drawn < 0.2, -1, (likely + 3 * (drawn - 0.6) > 0).int())
+    return MultiLabelRecords(paths, labels.to(torch.int8), LABELS)
 
 
 @pytest.fixture
@@ -122,6 +126,7 @@ def test_a_class_that_the_data_lack_gets_what_all_share(folder, source):
     logits[:, [0, 2]], targets[:, 1] = found.before.logits, -1
     want = calibrate(logits, targets)
     assert found.calibration.thresholds == want.thresholds and want.found.is_shared[1]
+    assert found.calibration.temperatures == want.temperatures and max(want.temperatures) < 19
     assert want.thresholds[1] == pytest.approx(want.found.shared)
     shared = fit_temperatures(found.before.logits.reshape(-1, 1), found.before.targets.reshape(-1, 1))
     assert found.calibration.temperatures[1] == pytest.approx(float(shared))
