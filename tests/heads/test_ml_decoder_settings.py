@@ -20,3 +20,14 @@ def test_a_fused_step_past_the_version_counters_is_seen(kind):
     assert not holds(head)
     optimizer.zero_grad()
     warm(head)
+
+
+@pytest.mark.parametrize('change', [
+    lambda decoder: setattr(decoder.attn, 'num_heads', 4),
+    *(lambda decoder, name=name: setattr(getattr(decoder, name), 'eps', 1.0) for name in ('norm1', 'norm2', 'norm3')),
+])
+def test_heads_and_eps_set_by_hand_are_seen(change):
+    head = new_head()
+    before = warm(head)
+    change(head.decoder)
+    assert not torch.allclose(assert_fresh(head), before)

@@ -14,9 +14,10 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 if TYPE_CHECKING:
+    from timm_miil.heads._decoder import QueryDecoder
     from timm_miil.heads.ml_decoder import MLDecoder
 
-__all__ = ['Evaluation', 'Memo', 'is_plain']
+__all__ = ['Evaluation', 'Memo', 'any_altered', 'is_plain']
 
 PLAIN_TYPES = Tensor, nn.Parameter
 SAMPLES = 16  # a tensor
@@ -55,8 +56,8 @@ class Memo(Generic[Value]):
         """Forget the value."""
         self._entry = None
 
-    def get(self, sources: Sequence[Tensor], build: Callable[[], Value]) -> Value | None:
-        """The value of `build()`, computed when the sources are not those of last time.
+    def get(self, sources: Sequence[Tensor], build: Callable[[], Value], settings: object = None) -> Value | None:
+        """The value of `build()`, computed when sources or settings are not those of last time.
 
         Returns:
             None where nothing may be remembered: a gradient can flow to a source or has, a source is no ordinary tensor
@@ -66,7 +67,7 @@ class Memo(Generic[Value]):
         if not _may_be_remembered(sources):
             self.clear()
             return None
-        stamp = _stamp(sources)
+        stamp = [settings, *_stamp(sources)]
         entry = self._entry
         if entry is None or not entry.holds(sources, stamp):
             # Neither the caller's inference mode nor its autocast may mark what later callers get.
@@ -140,6 +141,11 @@ class Evaluation(NamedTuple):
             head.query_embed, decoder.attn.in_proj_weight, decoder.attn.in_proj_bias,
             *(x for part in parts for x in (part.weight, part.bias))]
 
+    @staticmethod
+    def settings(decoder: 'QueryDecoder') -> tuple[float, ...]:
+        """What the queries depend on besides the weights; all else is read anew."""
+        return decoder.attn.num_heads, decoder.norm1.eps
+
     @classmethod
     def fits(cls, head: 'MLDecoder') -> bool:
         """Whether all parts evaluate, and are of the classes that `of` knows (LoRA puts in others), as those are.
@@ -152,8 +158,7 @@ class Evaluation(NamedTuple):
         return (
             not (head.training or decoder.training or decoder.attn.training)
             and all(type(x) is nn.Linear for x in linears) and all(type(x) is nn.LayerNorm for x in norms)
-            and not nn.modules.module._has_any_global_hook()
-            and not any(map(_is_altered, (*linears, *norms, decoder, decoder.attn, head.group_fc))))
+            and not any_altered(*linears, *norms, decoder, decoder.attn, head.group_fc))
 
     @classmethod
     def of(cls, head: 'MLDecoder') -> 'Evaluation':
@@ -214,8 +219,8 @@ class Evaluation(NamedTuple):
         return F.linear(tokens.contiguous(), weight, bias)
 
 
-def _is_altered(module: nn.Module) -> bool:
+def any_altered(*modules: nn.Module) -> bool:
     """Whether a call does more than the class says: by hooks, or by a `forward` of the instance."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        or 'forward' in vars(module))
+    return nn.modules.module._has_any_global_hook() or any(
+        x._forward_hooks or x._forward_pre_hooks or x._backward_hooks or x._backward_pre_hooks or 'forward' in vars(x)
+        for x in modules)

@@ -245,7 +245,8 @@ class MLDecoder(nn.Module):
         if not is_plain(features) or not self._has_own_parts() or not Evaluation.fits(self):
             self._memo.clear()
             return None
-        return self._memo.get(Evaluation.sources(self), functools.partial(Evaluation.of, self))
+        return self._memo.get(
+            Evaluation.sources(self), functools.partial(Evaluation.of, self), Evaluation.settings(self.decoder))
 
     def _has_own_parts(self) -> bool:
         return (

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_miil._checks import check_not_negative, check_positive, check_range
-from timm_miil.heads._prepared import Memo, is_plain
+from timm_miil.heads._prepared import Evaluation, Memo, any_altered, is_plain
 from timm_miil.heads.ml_decoder import (
-    DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, QueryDecoder, check_classes, flatten_features)
+    DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, CrossAttention, QueryDecoder, check_classes, flatten_features)
 from timm_miil.heads.text import TEXT_DIM
 
 __all__ = ['SharedLinear', 'ZeroShotMLDecoder']
@@ -43,8 +43,9 @@ class ZeroShotMLDecoder(nn.Module):
             target of their logits is 0. They are normal, with the root mean square of the label embeddings.
         query_noise: In training, normal noise is added to the embeddings in each step; its standard deviation, in
             units of the root mean square of a label's own embedding. 0 for none.
-        chunk_size: Labels decoded at a time. It bounds the memory for a large label set, at about 40 kB a label and
-            image with the default widths; where gradients are recorded, what they need of all labels is kept.
+        chunk_size: Labels decoded at a time, so that hooks on the decoder see a call a chunk. It bounds the memory for
+            a large label set, at about 40 kB a label and image with the default widths; where gradients are recorded,
+            what they need of all labels is kept.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -115,10 +116,11 @@ class ZeroShotMLDecoder(nn.Module):
         """
         self._check_embeddings(embeddings)
         self._memo.clear()
-        like = self.word_embed.weight
+        like = self.group_fc.weight
         with torch.inference_mode(False):  # a tensor of inference mode could not be trained with later
             self.text_embeddings = embeddings.detach().to(
-                like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+                like.device, torch.promote_types(like.dtype, torch.float32), copy=True,
+                memory_format=torch.contiguous_format)
 
     def _check_embeddings(self, embeddings: Tensor) -> None:
         if not isinstance(embeddings, Tensor):
@@ -174,21 +176,21 @@ class ZeroShotMLDecoder(nn.Module):
         """
         self._check_queries()
         memory = self._memory(features)
-        key, value = self.decoder.attn.project_memory(memory)
         if not torch.jit.is_scripting():            # type: ignore[attr-defined]
             known = self._known_queries(features)
             if known is not None:
-                return self._score(known, key, value)
+                return self._score(known, self.decoder.attn.project_memory(memory))
         embeddings = self._augmented() if self.training else self.text_embeddings
-        batch, num_labels, size = memory.shape[0], embeddings.shape[0], self.chunk_size
-        logits = self._score(self._prepare(embeddings[:size], batch), key, value)
+        num_labels, size = embeddings.shape[0], self.chunk_size
+        shared = self._shared_memory(memory) if num_labels > size else None
+        logits = self._decode(embeddings[:size], memory, shared)
         if num_labels > size:
             # Filled in place: small results that stay among large ones that go would keep the C heap from reuse.
-            first, logits = logits, logits.new_empty(batch, num_labels)
+            first, logits = logits, logits.new_empty(memory.shape[0], num_labels)
             logits[:, :size] = first
             for start in range(size, num_labels, size):
                 chunk = embeddings[start:start + size]
-                logits[:, start:start + size] = self._score(self._prepare(chunk, batch), key, value)
+                logits[:, start:start + size] = self._decode(chunk, memory, shared)
         return logits
 
     def attention_maps(self, features: Tensor, classes: Sequence[int] | None = None) -> Tensor:
@@ -219,21 +221,43 @@ class ZeroShotMLDecoder(nn.Module):
         query = self.decoder.prepare(self._project(embeddings), batch)
         return query, self.decoder.attn.project_query(query)
 
-    def _score(self, queries: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> Tensor:
+    def _score(self, queries: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits of prepared queries and of projected memory."""
         query, projected = queries
-        return self.group_fc(self.decoder.finish(query, self.decoder.attn.attend(projected, key, value)))
+        return self.group_fc(self.decoder.finish(query, self.decoder.attn.attend(projected, memory[0], memory[1])))
+
+    def _decode(self, embeddings: Tensor, memory: Tensor, shared: tuple[Tensor, Tensor] | None) -> Tensor:
+        if shared is not None:
+            return self._score(self._prepare(embeddings, memory.shape[0]), shared)
+        return self.group_fc(self.decoder(self._project(embeddings), memory))
+
+    def _shared_memory(self, memory: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values for all chunks; None where the decoder's own call makes them."""
+        if torch.jit.is_scripting():                # type: ignore[attr-defined]
+            return self.decoder.attn.project_memory(memory)
+        else:  # TorchScript does not compile what stands here
+            return self.decoder.attn.project_memory(memory) if self._has_own_decoder() else None
+
+    @torch.jit.unused
+    def _has_own_decoder(self) -> bool:
+        """Whether decoder and attention do what their classes say, so that their steps may be taken one by one."""
+        decoder = self.decoder
+        return type(decoder) is QueryDecoder and type(decoder.attn) is CrossAttention and (
+            torch.compiler.is_compiling() or not any_altered(decoder, decoder.attn))
 
     def _known_queries(self, features: Tensor) -> tuple[Tensor, Tensor] | None:
         """What evaluation computed once from weights and labels, where that holds (see `Memo`) and is one chunk."""
-        modules, attn = (self.word_embed, self.decoder.norm1), self.decoder.attn
-        if (self.training or self.decoder.training or self.num_classes > self.chunk_size or not is_plain(features)
-                or any(module._forward_hooks or module._forward_pre_hooks for module in modules)):
+        decoder, word_embed = self.decoder, self.word_embed
+        if (not is_plain(features) or self.num_classes > self.chunk_size or not self._has_own_decoder()
+                or self.training or decoder.training or type(word_embed) is not nn.Linear
+                or type(decoder.norm1) is not nn.LayerNorm or any_altered(word_embed, decoder.norm1)):
             self._memo.clear()
             return None
-        parameters = [parameter for module in modules for parameter in module.parameters()]
+        attn, norm = decoder.attn, decoder.norm1
+        sources = [self.text_embeddings, attn.in_proj_weight, attn.in_proj_bias, *word_embed.parameters()]
         return self._memo.get(
-            [self.text_embeddings, attn.in_proj_weight, attn.in_proj_bias, *parameters],
-            lambda: self._prepare(self.text_embeddings, 1))
+            [*sources, *norm.parameters()], lambda: self._prepare(self.text_embeddings, 1),
+            Evaluation.settings(decoder))
 
     @torch.jit.ignore
     def forget(self) -> None:
@@ -257,7 +281,7 @@ class ZeroShotMLDecoder(nn.Module):
         return F.relu(self.embed(flatten_features(features, self.in_features)))
 
     def _project(self, embeddings: Tensor) -> Tensor:
-        return F.relu(self.word_embed(embeddings.to(self.word_embed.weight.dtype)))
+        return F.relu(self.word_embed(embeddings.to(self.group_fc.weight.dtype)))
 
     def _augmented(self) -> Tensor:
         """The embeddings of this training step: noisy, and with random ones behind them."""
