@@ -345,6 +345,24 @@ def test_a_stream_that_ends_early_is_an_error(folder, model, broken):
         validate(model, short)
 
 
+class Unplugged(MultiLabelRecords):
+    def load_image(self, index: int) -> Image.Image:
+        raise OSError('the disk went away')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('wrap', [lambda records: records, lambda records: Loads(records)], ids=['pictures', 'stream'])
+def test_what_no_picture_is_to_blame_for_ends_the_run_in_its_own_words(wrap, workers, folder, model):
+    source = Unplugged([folder / '00.png'] * NUM, targets(), LABELS)
+    with pytest.raises(OSError, match=r'^the disk went away$'):
+        validate(model, wrap(source), workers=workers)
+
+
+class Loads(Shard):
+    def iterate(self, **share):
+        return ((self.records.load_image(row), self.records.labels.row(row), '') for row in range(NUM))
+
+
 def test_pictures_with_scores_that_are_not_finite_are_left_out(folder):
     def scores(images):
         found = images.mean(dim=(1, 2, 3))[:, None].repeat(1, 6)

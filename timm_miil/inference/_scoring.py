@@ -18,6 +18,9 @@ __all__ = ['Scores', 'collect_scores']
 
 Transform = Callable[[Image.Image], Tensor]
 
+# What readers raise in words for people. A loader would wrap it in those of its worker.
+FAILURES = (OSError, TypeError, ValueError)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
@@ -82,6 +85,8 @@ def collect_scores(
     count, timer = 0, _ModelTimer(tagger, amp_dtype)
     start = time.perf_counter()
     for batch in loader:
+        if batch.failure is not None:
+            raise batch.failure
         errors = list(batch.errors)
         if batch.pixels is not None:
             found = timer(batch.pixels)
@@ -118,7 +123,8 @@ class _Item(NamedTuple):
     targets: Tensor
     row: int
     name: str
-    error: str
+    error: str = ''
+    failure: Exception | None = None    # what no picture is to blame for
 
 
 class _Batch(NamedTuple):
@@ -129,6 +135,7 @@ class _Batch(NamedTuple):
     rows: Tensor
     names: list[str]
     errors: list[str]
+    failure: Exception | None
 
 
 def _collate(items: list[_Item]) -> _Batch:
@@ -138,7 +145,8 @@ def _collate(items: list[_Item]) -> _Batch:
     return _Batch(
         pixels=torch.stack(pixels) if pixels else None, targets=torch.stack(targets) if targets else torch.empty(0),
         rows=torch.tensor([item.row for item in good], dtype=torch.int64), names=[item.name for item in good],
-        errors=[item.error for item in items if item.pixels is None])
+        errors=[item.error for item in items if item.pixels is None],
+        failure=next((item.failure for item in items if item.failure is not None), None))
 
 
 class _Pictures(Dataset[_Item]):
@@ -149,12 +157,13 @@ class _Pictures(Dataset[_Item]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> _Item:
-        name = self.source.image_name(index)
+        name, targets = self.source.image_name(index), self.source.labels.row(index)
         try:
-            pixels, error = _prepare(self.source.load_image(index), name, self.transform)
-        except ImageError as caught:
-            pixels, error = None, str(caught)
-        return _Item(pixels, self.source.labels.row(index), index, name, error)
+            return _prepare(self.source.load_image(index), self.transform, targets, index, name)
+        except ImageError as error:
+            return _Item(None, targets, index, name, str(error))
+        except FAILURES as error:
+            return _Item(None, targets, index, name, failure=error)
 
 
 class _Streamed(IterableDataset[_Item]):
@@ -165,28 +174,31 @@ class _Streamed(IterableDataset[_Item]):
         worker = get_worker_info()
         process, num_processes = (0, 1) if worker is None else (worker.id, worker.num_workers)
         pictures = self.source.iterate(seed=None, epoch=0, process=process, num_processes=num_processes)
+        nothing = torch.empty(0)
         while True:
             try:
                 image, targets, name = next(pictures)
+                item = _prepare(image, self.transform, targets[self.columns], -1, name)
             except StopIteration:
                 return
-            except ImageError as caught:
-                yield _Item(None, torch.empty(0), -1, '', str(caught))
-                continue
-            pixels, error = _prepare(image, name, self.transform)
-            yield _Item(pixels, targets[self.columns], -1, name, error)
+            except ImageError as error:
+                item = _Item(None, nothing, -1, '', str(error))
+            except FAILURES as error:
+                item = _Item(None, nothing, -1, '', failure=error)
+            yield item
 
 
-def _prepare(image: Image.Image, name: str, transform: Transform) -> tuple[Tensor | None, str]:
+def _prepare(image: Image.Image, transform: Transform, targets: Tensor, row: int, name: str) -> _Item:
     """What the model takes of a picture, or why it takes nothing."""
+    pixels, error = None, ''
     if max(image.size) > MAX_ASPECT * min(image.size):
-        return None, (
-            f'cannot use {name!r}: one side of {image.width} x {image.height} pixels is more than {MAX_ASPECT} times '
-            f'the other.')
-    try:
-        return transform(image), ''
-    except ValueError as error:     # a side would resize to nothing
-        return None, f'cannot use {name!r}: {error}.'
+        error = f'one side of {image.width} x {image.height} pixels is more than {MAX_ASPECT} times the other'
+    else:
+        try:
+            pixels = transform(image)
+        except ValueError as caught:    # a side would resize to nothing
+            error = str(caught)
+    return _Item(pixels, targets, row, name, error and f'cannot use {name!r}: {error}.')
 
 
 def _build_loader(
