@@ -52,12 +52,26 @@ def check_case(head, case, tensors, dtype_name):
         torch.testing.assert_close(parameters[key].grad, gradient, **close, msg=lambda text, key=key: f'{key}: {text}')
 
 
+def check_prepared(head, case, tensors, dtype_name):
+    """The same run on what evaluation remembers of frozen weights; gradients of the features flow through it too."""
+    head.zero_grad()
+    head.requires_grad_(False)
+    close, expected = case['tolerance'][dtype_name], section(tensors, f'expected.{dtype_name}.')
+    x = tensors['x'].to(DTYPES[dtype_name], copy=True).requires_grad_()
+    logits = head(x)
+    assert head._memo._entry is not None
+    torch.testing.assert_close(logits, expected['logits'], **close)
+    (logits * tensors['cotangent'].to(logits.dtype)).sum().backward()
+    torch.testing.assert_close(x.grad, expected['grad.x'], **close)
+
+
 @pytest.mark.parametrize('dtype_name', DTYPES)
 @pytest.mark.parametrize('name', PLAIN)
 def test_fixture_values_and_gradients_are_reproduced(name, dtype_name):
     tensors = load_file(FIXTURES / CASES[name]['file'])
     head = build(CASES[name], tensors, DTYPES[dtype_name])
     check_case(head, CASES[name], tensors, dtype_name)
+    check_prepared(head, CASES[name], tensors, dtype_name)
 
 
 def reference_logits(head, features):
