@@ -252,3 +252,44 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'pytorch_grad_cam', None)
     with pytest.raises(ImportError, match=r'^pytorch_grad_cam is needed here .* pip install "timm-miil\[explain\]"'):
         class_maps(small('test_resnet'), pictures(1, 64, 64), [0])
+
+
+@pytest.mark.parametrize('name', ['cait_xxs24_224', 'xcit_nano_12_p16_224', 'tnt_s_legacy_patch16_224'])
+def test_where_the_class_token_joins_late_or_pixels_come_along(name):
+    pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
+    model, images = small(name, img_size=64, **({'depth': 2} if name[0] != 'x' else {})), pictures(2, 64, 64)
+    for parameter in model.parameters():  # the scales of residual branches begin near 0
+        if parameter.ndim == 1:
+            nn.init.ones_(parameter)
+    name = model.feature_info[-1]['module'] if name[0] != 't' else 'blocks.0'
+    kept = []
+    handle = model.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output))
+    logits = model(images)
+    handle.remove()
+    tokens = kept[0][-1] if isinstance(kept[0], tuple) else kept[0]
+    [gradient] = torch.autograd.grad(logits[:, 3].sum(), tokens)
+    both = [x.detach()[:, -16:].transpose(1, 2).unflatten(2, (4, 4)) for x in (tokens, gradient)]
+    got = class_maps(model, images, [3], method='layer_cam')
+    torch.testing.assert_close(got[:, 0], scaled(evidence(*both, 'layer_cam')), rtol=1e-3, atol=1e-5)
+    assert (got.sum((2, 3)) > 0.99).all()
+
+
+def test_logits_of_no_positions_are_told():
+    pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
+    model = small('test_resnet')
+    nn.init.zeros_(model.fc.weight)
+    with pytest.raises(PredictionError, match=r'^ResNet gives logits that depend on none .* take attach_head\(model'):
+        class_maps(model, pictures(1, 64, 64), [0])
+
+
+def test_a_grid_that_the_tokens_do_not_lie_on_is_told():
+    pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
+    model = small('coat_lite_tiny')  # it says nothing of its class token
+    with pytest.raises(PredictionError, match=r'CoaT gives 50 tokens, which are not its grid of 7 x 7; .* attach_head'):
+        class_maps(model, pictures(1, 224, 224), [0])
+
+
+def test_one_token_is_no_map():
+    model = attach_head(timm.create_model('pit_ti_224'), 6, ml_decoder)
+    with pytest.raises(PredictionError, match=r'got the one token \(1, 1, 256\): PoolingVisionTransformer may'):
+        class_maps(model, pictures(1, 224, 224), [0])

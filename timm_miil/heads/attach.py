@@ -312,9 +312,12 @@ class BackboneWithHead(nn.Module):
 
         Raises:
             TypeError: If image_size is not of ints.
-            ValueError: If they are below 1, or explain no grid of as many tokens; for features of several branches,
-                which have a grid each, and of patches, where each image has its own.
+            ValueError: If they are below 1, or explain no grid of as many tokens; for one token, which may be a class
+                token, for features of several branches, which have a grid each, and of patches, where each image has
+                its own.
         """
+        if isinstance(image_size, int):
+            raise TypeError(f'image_size must be (height, width), got the int {image_size}.')
         height, width = image_size
         check_positive(height=height, width=width)
         if not isinstance(features, Tensor):
@@ -325,6 +328,10 @@ class BackboneWithHead(nn.Module):
             rows, columns = features.shape[2:] if self.layout == 'NCHW' else features.shape[1:3]
             return rows, columns
         positions = as_tokens(features, self.layout).shape[1] - self.num_prefix_tokens
+        if positions == 1:
+            raise ValueError(
+                f'features must have several positions, got the one token {tuple(features.shape)}: '
+                f'{type(self.backbone).__name__} may give its class token only, as PiT does, which lies on no grid.')
         grid_of = getattr(getattr(self.backbone, 'patch_embed', None), 'dynamic_feat_size', None)
         if grid_of is not None:  # it knows patches that are not square
             rows, columns = grid_of((height, width))

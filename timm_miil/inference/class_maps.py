@@ -53,7 +53,8 @@ def class_maps(
 
     Raises:
         ImportError: If grad-cam is needed and not installed.
-        PredictionError: If the model has no single map of features, or gives values that are not finite.
+        PredictionError: If the model has no single map of features, its logits depend on no positions, or it gives
+            values that are not finite.
         TypeError: If the model is not timm's, or an index is not an int.
         ValueError: If method is unknown or not for this model, an index is out of range, or images have another rank.
 
@@ -187,9 +188,11 @@ def _grid(model: Any, images: Tensor, features: Any) -> tuple[int, int]:
         raise PredictionError(f'{kind} does not say on which grid its tokens lie (it has no forward_intermediates).')
     level = model.forward_intermediates(images[:1], indices=1, intermediates_only=True)[-1]
     rows, columns = level.shape[2:]
-    positions = features.shape[1] - getattr(model, 'num_prefix_tokens', 0)
-    if positions != rows * columns:
-        raise PredictionError(f'{kind} gives {positions} positions, which are not its grid of {rows} x {columns}.')
+    # Where the class token joins late, as in CaiT, tokens of the levels before have no prefix.
+    if features.shape[1] - rows * columns not in (0, getattr(model, 'num_prefix_tokens', 0)):
+        raise PredictionError(
+            f'{kind} gives {features.shape[1]} tokens, which are not its grid of {rows} x {columns}; for a model whose '
+            f'positions are known take attach_head(model, num_classes), and train its head.')
     return rows, columns
 
 
@@ -242,18 +245,25 @@ def _deepest_read(
         found: list[Any] = []
         with _hooked(module, lambda module, args, output: found.append(output)):
             model.forward_features(images)
+        features = found[-1][-1] if isinstance(found[-1], tuple) else found[-1]  # TNT's patches come behind its pixels
         try:
-            level = _Level.of(model, images, found[-1])
+            level = _Level.of(model, images, features)
         except PredictionError:
             continue
 
         def rest(maps: Tensor, row: int, level: _Level = level, module: nn.Module = module) -> Tensor:
-            with _hooked(module, lambda *_: level.features(maps, row)):
+            def exchange(module: nn.Module, args: Any, output: Any) -> Any:
+                features = level.features(maps, row)
+                return (*output[:-1], features) if isinstance(output, tuple) else features
+
+            with _hooked(module, exchange):
                 return model(images[row].expand(len(maps), -1, -1, -1))
 
         if _reads(rest, level, classes):
             return level, rest
-    return last, head
+    raise PredictionError(
+        f'{type(model).__name__} gives logits that depend on none of its last positions, so no map shows what speaks '
+        f'for a class; for a head that reads positions take attach_head(model, num_classes), and train it.')
 
 
 def _reads(tail: Callable[[Tensor, int], Tensor], level: _Level, classes: Sequence[int]) -> bool:
