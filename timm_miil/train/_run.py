@@ -225,6 +225,7 @@ class Run:
     def _end_epoch(self) -> None:
         """Validate, keep the best and save."""
         steps = len(self.loader)
+        self.optimizer.zero_grad()  # it frees memory, and heads with none waiting evaluate faster, to rounding
         kept = self.task.trainable_module_ema.module if self.task.has_ema() else self.model
         for module in {id(module): module for module in (self.model, kept)}.values():
             self.host.match_buffers(module)
