@@ -54,6 +54,7 @@ def test_entries_in_any_order_and_repeated_make_the_table(dense, fill, data):
     rows, columns, values = zip(*entries) if entries else ((), (), ())
     sparse = SparseTargets.from_entries(rows, columns, values, shape=tuple(dense.shape), fill=fill)
     assert torch.equal(sparse.dense(), dense) and sparse.fill == fill
+    assert len(sparse.values) == (dense != fill).sum()  # each once
 
 
 @settings(max_examples=50, deadline=None)

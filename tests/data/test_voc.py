@@ -11,7 +11,7 @@ def annotation(*objects):
     """The text of an annotation file; an object is a name, or a name and what `difficult` says."""
     rows = ''.join(
         f'<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>1</xmin></bndbox>'
-        f'<part><name>head</name></part></object>'
+        f'<part><name>head</name><difficult>1</difficult></part></object>'
         for name, difficult in (item if isinstance(item, tuple) else (item, 0) for item in objects))
     return f'<annotation><folder>VOC2007</folder><source><name>flickr</name></source>{rows}</annotation>'
 
@@ -51,10 +51,11 @@ def test_labels_are_the_20_classes(write):
 
 @pytest.mark.parametrize('option, value', [('unknown', -1), ('present', 1), ('absent', 0)])
 def test_what_only_difficult_objects_show(option, value, write):
-    data_dir = write({'1': annotation(('dog', 1)), '2': annotation(('dog', 1), 'dog'), '3': annotation(('dog', 1),)})
+    data_dir = write({
+        '1': annotation(('dog', 1)), '2': annotation(('dog', 1), 'dog'), '3': annotation('dog', ('dog', 1))})
     got = open_split(data_dir, 'train', difficult=option).with_labels(['dog']).targets.tolist()
-    assert got == [[value], [1], [value]]
-    assert open_split(data_dir, 'train').with_labels(['dog']).targets.tolist() == [[-1], [1], [-1]]
+    assert got == [[value], [1], [1]]
+    assert open_split(data_dir, 'train').with_labels(['dog']).targets.tolist() == [[-1], [1], [1]]
 
 
 def test_own_classes_are_given_and_matched_by_name(write):

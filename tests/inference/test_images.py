@@ -58,6 +58,8 @@ def test_lossless_formats_give_the_very_pixels(suffix, options, scene, tmp_path)
     ('.jpg', None), ('.jpg', 'CMYK'), ('.tif', 'CMYK'), ('.webp', None), ('.gif', None), ('.tif', 'YCbCr')])
 def test_lossy_ones_come_near(suffix, mode, scene, tmp_path):
     options = {'quality': 100, 'subsampling': 0} if suffix == '.jpg' else {}
+    if mode == 'YCbCr':
+        options = {'compression': 'tiff_lzw'}  # Pillow 12.3 cannot read what it writes without
     error = np.abs(read(save(tmp_path / f'a{suffix}', scene, mode, **options)) - scene)
     assert error.mean() < (10 if suffix == '.gif' else 3)
 

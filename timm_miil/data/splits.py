@@ -27,7 +27,7 @@ FORMATS = MappingProxyType({
     'hf': 'timm_miil.data.hf',
     'webdataset': 'timm_miil.data.shards',
 })
-"""The module of each format, imported when it is used. It has the two functions of `Reader`."""
+"""The module of each format, imported when it is used. It has the two functions of `_Reader`."""
 
 # A folder of folders with pictures: what other formats may have too, so it is asked last and only alone.
 FALLBACK = 'folder'
@@ -44,7 +44,7 @@ ALIASES = MappingProxyType({
 _logger = logging.getLogger(__name__)
 
 
-class Reader(Protocol):
+class _Reader(Protocol):
     """What a module of `FORMATS` has, as functions."""
 
     def list_splits(self, data_dir: Path) -> tuple[str, ...]:
@@ -202,13 +202,13 @@ def _check_folder(data_dir: str | os.PathLike[str], format: str = 'auto') -> Pat
     return data_dir
 
 
-def _reader(name: str) -> Reader:
+def _reader(name: str) -> _Reader:
     if name not in FORMATS:
         raise ValueError(f'unknown format {shown(name)}; {nearest(name, FORMATS)}')
-    return cast(Reader, importlib.import_module(FORMATS[name]))
+    return cast(_Reader, importlib.import_module(FORMATS[name]))
 
 
-def _find_reader(data_dir: Path, format: str, options: Mapping[str, object]) -> Reader:
+def _find_reader(data_dir: Path, format: str, options: Mapping[str, object]) -> _Reader:
     """The reader of a format, which takes these options."""
     format = find_format(data_dir, **options) if format == 'auto' else format
     reader = _reader(format)
@@ -239,7 +239,7 @@ def _check_kind(name: str, value: object, kind: Any) -> None:
         raise TypeError(f'{name} must be {" or ".join(names)}, got {type(value).__name__} {shown(value)}.')
 
 
-def _list_splits(reader: Reader, data_dir: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
+def _list_splits(reader: _Reader, data_dir: Path, options: Mapping[str, Any]) -> tuple[str, ...]:
     taken = {name: options[name] for name in _keywords(reader.list_splits) if name in options}
     return reader.list_splits(data_dir, **taken)
 

@@ -154,8 +154,8 @@ class _Annotation:
             self._fields = {}
 
     def text(self, data: str) -> None:
-        # Three deep: the parts of an object have names too.
-        if len(self._path) == 3 and self._path[1] == 'object' and self._path[2] in ('name', 'difficult'):
+        # Of the object itself: its parts have names too.
+        if self._path[1:] in (['object', 'name'], ['object', 'difficult']):
             self._fields[self._path[2]] = self._fields.get(self._path[2], '') + data
 
     def end(self, _: str) -> None:
