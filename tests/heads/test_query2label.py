@@ -168,3 +168,10 @@ def test_fresh_weights_after_to_empty():
 def test_wrong_settings(setting, error, message):
     with pytest.raises(error, match=message):
         build(**setting)
+
+
+@pytest.mark.parametrize('in_features, near', [(386, 384), (2042, 2040), (3, 4)])
+def test_a_width_that_is_the_backbones_is_told_by_its_name(in_features, near):
+    with pytest.raises(ValueError, match=rf'^in_features={in_features} is no width .*dict\(embed_dim={near}\)'):
+        Query2Label(in_features, 5)
+    assert Query2Label(in_features, 5, embed_dim=near, device='meta').embed_dim == near

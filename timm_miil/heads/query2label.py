@@ -246,7 +246,13 @@ class Query2Label(nn.Module):
         width = in_features if embed_dim is None else embed_dim
         hidden = FEEDFORWARD_RATIO * width if feedforward_dim is None else feedforward_dim
         check_positive(embed_dim=width, feedforward_dim=hidden)
-        check_multiple(of=math.lcm(num_heads, 4), embed_dim=width)
+        multiple = math.lcm(num_heads, 4)
+        if embed_dim is None and width % multiple:
+            near = max(multiple, width // multiple * multiple)
+            raise ValueError(
+                f'in_features={width} is no width that {num_heads} attention heads and the positions can share, a '
+                f'multiple of {multiple}; pass embed_dim={near}, to a model head_args=dict(embed_dim={near}).')
+        check_multiple(of=multiple, embed_dim=width)
         self.in_features = in_features
         self.num_classes = num_classes
         self.embed_dim = width
