@@ -188,8 +188,8 @@ def test_the_worst_pictures_have_the_greatest_loss_of_a_wrong_label():
 
 
 def test_of_exclusive_classes_the_missed_one_and_what_it_was_taken_for_are_wrong():
-    logits = torch.tensor([[5.0, 0, 0], [0, 4, 0], [0, 0, 3]])
-    targets = torch.tensor([[0, 1, 0], [0, 1, 0], [-1, 0, 1]])
+    logits = torch.tensor([[5.0, 0, 0], [0, 4, 0], [9, 0, 3]])
+    targets = torch.tensor([[0, 1, 0], [0, 1, 0], [-1, 0, 1]])      # of the last, nobody knows whether it is wrong
     found = study(logits, targets, activation='softmax', thresholds=[0.5] * 3, temperatures=None)
     [picture] = worst_pictures(
         logits, targets, found, activation='softmax', thresholds=[0.5] * 3, temperatures=None, num_pictures=9)
