@@ -96,3 +96,14 @@ def test_wrong_lengths_are_refused(text_dim, kind, words):
 
 def test_no_labels_are_no_rows():
     assert embed_characters([], 9).shape == (0, 9)
+
+
+def test_many_labels_are_embedded_a_few_at_a_time(monkeypatch):
+    labels = [f'red {number}' for number in range(7)]
+    whole, sizes, embed = embed_characters(labels, 9), [], text_module._embed_labels
+    monkeypatch.setattr(text_module, 'CHUNK_LABELS', 3)
+    monkeypatch.setattr(text_module, '_embed_labels', lambda chunk, dim: sizes.append(len(chunk)) or embed(chunk, dim))
+    assert torch.equal(embed_characters(labels, 9), whole)
+    assert sizes == [3, 3, 1]
+    with pytest.raises(ValueError, match="got '' at index 7"):
+        embed_characters([*labels, ''])

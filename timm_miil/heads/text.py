@@ -19,6 +19,7 @@ __all__ = ['embed_characters']
 TEXT_DIM = 300
 NGRAM_CHARS = (3, 4)
 MIN_TEXT_DIM = 8  # fewer dimensions, and words may cancel out
+CHUNK_LABELS = 1024
 CHUNK_WORDS = 4096
 
 
@@ -50,17 +51,34 @@ def embed_characters(labels: Sequence[str], text_dim: int = TEXT_DIM) -> Tensor:
         raise ValueError(f'text_dim must be at least {MIN_TEXT_DIM}, got {text_dim}.')
     if isinstance(labels, str):
         raise TypeError(f'labels must be a list of names, got the single string {shown(labels)}.')
-    numbers: dict[str, int] = {}
-    words: list[int] = []
-    starts: list[int] = []
-    for index, label in enumerate(labels):
+    embeddings = torch.empty(len(labels), text_dim)
+    for start in range(0, len(labels), CHUNK_LABELS):  # so that little memory is needed besides the result
+        chunk = _split_labels(labels[start:start + CHUNK_LABELS], start)
+        embeddings[start:start + len(chunk)] = _embed_labels(chunk, text_dim)
+    return embeddings
+
+
+def _split_labels(labels: Sequence[str], first: int) -> list[list[str]]:
+    """The words of each label; the index of the first is for messages."""
+    split = []
+    for index, label in enumerate(labels, first):
         if not isinstance(label, str):
             raise TypeError(f'labels must be strings, got {type(label).__name__} {shown(label)} at index {index}.')
         found = _split_words(label)
         if not found:
             raise ValueError(f'labels must have a character to read, got {shown(label)} at index {index}.')
+        split.append(found)
+    return split
+
+
+def _embed_labels(labels: Sequence[Sequence[str]], text_dim: int) -> Tensor:
+    """Unit rows (K, E): the sum over the words of a label."""
+    numbers: dict[str, int] = {}
+    words: list[int] = []
+    starts: list[int] = []
+    for label in labels:
         starts.append(len(words))
-        words += [numbers.setdefault(word, len(numbers)) for word in found]
+        words += [numbers.setdefault(word, len(numbers)) for word in label]
     known, table = list(numbers), torch.empty(len(numbers), text_dim)
     for start in range(0, len(known), CHUNK_WORDS):
         table[start:start + CHUNK_WORDS] = _embed_words(known[start:start + CHUNK_WORDS], text_dim)
