@@ -220,6 +220,7 @@ def test_explain_leaves_a_training_model_in_training(scenes, model, explainer):
 
 
 def test_names_and_indices_are_one():
+    assert find_classes(['ant', 'bee'], [np.int64(1), 0]) == [1, 0]
     assert find_classes(['ant', 'bee', 'bee'], ['ant', 2, 0]) == [0, 2, 0]
 
 
@@ -244,6 +245,7 @@ def test_labels_that_are_none_are_told(labels, error, words):
     ({'image': torch.zeros(1, 8, 8)}, ValueError, r'^image must have shape \(3, H, W\), got \(1, 8, 8\)'),
     ({'image': torch.zeros(3, 8, 8, dtype=torch.uint8)}, TypeError, '^image must be preprocessed to floats, got'),
     ({'image': Image.new('L', (8, 8))}, ValueError, "^image must have mode 'RGB', got 'L'"),
+    ({'size': 10}, TypeError, r'^size must be \(height, width\), got int 10'),
     ({'size': (0, 8)}, ValueError, '^height must be at least 1, got 0'),
     ({'labels': ['digit 77']}, ValueError, "^the model has no label 'digit 77'; did you mean 'digit 7'"),
     ({'method': 'cam'}, ValueError, '^method must be one of'),

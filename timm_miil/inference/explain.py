@@ -6,6 +6,7 @@ the middle of its cell: a ResNet's look half a cell to the upper left of it. So 
 places changes the features at others (the effective receptive field of Luo et al., arXiv:1701.04128, from the input's
 side and without gradients).
 """
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -54,8 +55,8 @@ def explain(
         ImportError: If grad-cam is needed and not installed.
         PredictionError: If the model is not for tagging RGB pictures, has no single map of features, or gives values
             that are not finite.
-        TypeError: If the model is not timm's, image no picture or a tensor of another dtype, or labels no list of names
-            or indices.
+        TypeError: If the model is not timm's, image no picture or a tensor of another dtype, labels no list of names
+            or indices, or size no (height, width).
         ValueError: If there is no such label or method, a name stands for several classes, the method is not for this
             model, the picture has another mode or the tensor another shape, or a size is below 1.
 
@@ -107,6 +108,8 @@ class Explainer:
         """Maps (labels, H, W) of a picture; arguments, result and errors are those of `explain`."""
         inputs = self.tagger.prepare(image)
         high, wide = inputs.shape[1:] if isinstance(image, Tensor) else (image.height, image.width)
+        if size is not None and (not isinstance(size, Sequence) or len(size) != 2):
+            raise TypeError(f'size must be (height, width), got {type(size).__name__} {shown(size)}.')
         height, width = (high, wide) if size is None else size
         check_positive(height=height, width=width)
         if labels is None:
@@ -140,12 +143,12 @@ def find_classes(label_names: Sequence[str], labels: Sequence[str | int]) -> lis
         raise TypeError(f'labels must be a list of names or indices, got {type(labels).__name__} {shown(labels)}.')
     found = []
     for label in labels:
-        if isinstance(label, bool) or not isinstance(label, (str, int)):
+        if isinstance(label, bool) or not isinstance(label, (str, numbers.Integral)):
             raise TypeError(f'labels must be names or indices, got {type(label).__name__} {shown(label)}.')
-        if isinstance(label, int):
+        if not isinstance(label, str):
             if not 0 <= label < len(label_names):
                 raise ValueError(f'labels must be indices in [0, {len(label_names)}), got {label}.')
-            found.append(label)
+            found.append(int(label))
             continue
         classes = [index for index, name in enumerate(label_names) if name == label]
         if not classes:
