@@ -143,7 +143,7 @@ def find_classes(label_names: Sequence[str], labels: Sequence[str | int]) -> lis
         raise TypeError(f'labels must be a list of names or indices, got {type(labels).__name__} {shown(labels)}.')
     found = []
     for label in labels:
-        if isinstance(label, bool) or not isinstance(label, (str, numbers.Integral)):
+        if isinstance(label, bool) or not isinstance(label, (str, int, numbers.Integral)):
             raise TypeError(f'labels must be names or indices, got {type(label).__name__} {shown(label)}.')
         if not isinstance(label, str):
             if not 0 <= label < len(label_names):
