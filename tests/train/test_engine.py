@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from timm_miil._errors import TrainingError
@@ -125,8 +126,17 @@ def test_splits_must_agree_on_labels(tiny_scenes, tmp_path):
     folder = shutil.copytree(tiny_scenes, tmp_path / 'scenes')
     file = folder / 'annotations' / 'instances_val.json'
     file.write_text(file.read_text().replace('red 9', 'crimson 9'))
-    with pytest.raises(ValueError, match="labels of val and train must be equal, got 20 and 20 labels, such as 'crims"):
+    with pytest.raises(ValueError, match="has labels that are not among the 20 given ones: 'crimson 9'"):
         read_splits(folder)
+
+
+def test_a_split_need_not_show_each_label(tmp_path):
+    for name in ('train/ant', 'train/bee', 'train/cat', 'val/cat', 'val/ant'):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / name / 'a.png')
+    splits = read_splits(tmp_path)
+    assert splits.label_names == splits.val.label_names == ('ant', 'bee', 'cat')
+    assert splits.val.targets.tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
 def test_map_is_the_exact_one(tiny_scenes, trained):

@@ -319,6 +319,8 @@ def _processes(
 ) -> Iterator[_Processes]:
     """Join the other processes, if there are such, and leave them at the end."""
     accelerate, states, utils = map(require, ('accelerate', 'accelerate.state', 'accelerate.utils'))
+    if device is None and not torch.accelerator.is_available():
+        device = 'cpu'  # told so, Accelerate joins processes that were launched where there is no accelerator
     wanted = None if device is None else torch.device(device)
     was_joined = distributed.is_available() and distributed.is_initialized()
     # What Accelerate remembers is the process's own, and fixed once; it is lent to this run. Nothing public does this.

@@ -43,33 +43,25 @@ def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *
 
     Raises:
         FileNotFoundError: If the folder, a split or a file is missing.
-        ValueError: If a file is wrong, the labels of the splits differ, or a stream would have to be parted.
+        ValueError: If a file is wrong, a split has labels that the training pictures lack, or a stream would have to be
+            parted.
     """
-    form = find_format(data_dir) if settings.format == 'auto' else settings.format
+    options = {name: value for name, value in settings.args.items() if name != 'ignore_unknown_labels'}
+    form = find_format(data_dir, **options) if settings.format == 'auto' else settings.format
 
-    def read(split: str) -> LabelledImages | ImageStream:
-        return open_split(data_dir, split, format=form, labels=settings.labels or None, **settings.args)
+    def read(split: str, labels: Sequence[str] | str | None) -> LabelledImages | ImageStream:
+        return open_split(data_dir, split, format=form, labels=labels, **settings.args)
 
     def has(split: str) -> bool:
-        options = {name: value for name, value in settings.args.items() if name != 'ignore_unknown_labels'}
         return has_split(data_dir, split, form, **options)
 
-    train = read(settings.train)
+    train = read(settings.train, settings.labels or None)
+    # By name: a split need not show each label, and has them in an order of its own.
     others = {}
     if has(settings.val):
-        others['val'] = read(settings.val)
+        others['val'] = read(settings.val, train.label_names)
     if settings.test or has('test'):
-        others['test'] = read(settings.test or 'test')
-    for split, source in others.items():
-        if source.label_names == train.label_names:
-            continue
-        if isinstance(source, LabelledImages) and set(source.label_names) == set(train.label_names):
-            others[split] = source.with_labels(train.label_names)
-            continue
-        raise ValueError(
-            f'{data_dir}: the labels of {split} and train must be equal, got {len(source.label_names)} and '
-            f'{len(train.label_names)} labels, {_difference(source.label_names, train.label_names)}; give the set by '
-            f'data.labels.')
+        others['test'] = read(settings.test or 'test', train.label_names)
     if 'val' not in others:
         train, others['val'] = _part(_readable(train, f'data.val = {settings.val!r} is no split, and'), settings, seed)
     return Splits(train, others['val'], others.get('test'))
