@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from timm_miil.data import MultiLabelRecords
+from timm_miil.data import MultiLabelRecords, _shard_tar
 from timm_miil.data.shards import index_shards, read_shards, write_shards
 
 NAMES = ('cat', 'dog', 'gnu')
@@ -140,6 +140,9 @@ HOSTILE = {
     'hard link': (
         tar_of(('b.png', b''), change=lambda member: setattr(member, 'type', tarfile.LNKTYPE)),
         "its member 'b.png' is neither file nor folder"),
+    'sparse file': (
+        tar_of(('b.png', b''), change=lambda member: setattr(member, 'type', tarfile.GNUTYPE_SPARSE)),
+        "its member 'b.png' is neither file nor folder"),
     'device': (
         tar_of(('b.png', b''), change=lambda member: setattr(member, 'type', tarfile.CHRTYPE)),
         "its member 'b.png' is neither file nor folder"),
@@ -185,6 +188,16 @@ def write_one(folder: Path, data: bytes) -> None:
         'format': 1, 'images': 1, 'split': 'x', 'source': '', 'labels': [
             {'name': 'cat', 'present': 1, 'absent': 0, 'unknown': 0}],
         'shards': [{'file': 'x.tar', 'images': 1, 'bytes': len(data), 'sha256': ''}]}))
+
+
+def test_a_member_that_is_larger_than_any_is_refused(tmp_path, monkeypatch):
+    write_one(tmp_path, tar_of(*SAMPLE))
+    monkeypatch.setattr(_shard_tar, 'MAX_LABEL_BYTES', 19)
+    with pytest.raises(ValueError, match="x.tar is broken: its member 'a.json' has 20 bytes, and 19 at most are read"):
+        read_all(tmp_path, 'x')
+    monkeypatch.setattr(_shard_tar, 'MAX_PICTURE_BYTES', 20)
+    with pytest.raises(ValueError, match=r"x.tar is broken: its member 'a.png' has \d+ bytes, and 20 at most are read"):
+        read_all(tmp_path, 'x')
 
 
 @pytest.mark.parametrize('labels, words', [

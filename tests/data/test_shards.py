@@ -1,5 +1,6 @@
 """Shards: what is written and when, who reads which picture, and what hostile or broken files lead to."""
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from timm_miil.data import LabelledImages, MultiLabelRecords, SparseTargets
 from timm_miil.data._packed import PackedPaths
-from timm_miil.data.shards import list_splits, read_shards, write_shards
+from timm_miil.data.shards import ShardStream, list_splits, read_shards, write_shards
 
 NAMES = ('cat', 'dog', 'gnu')
 forks = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')  # Python 3.12, where torch has threads
@@ -227,7 +228,11 @@ def test_an_unreadable_picture_stops_it_and_what_is_finished_is_kept(tmp_path, m
     kept = (tmp_path / 'out' / '.train.partial' / 'train-000000.tar').stat().st_ino
     with pytest.raises(FileExistsError, match='train.partial has the beginnings of shards of other pictures, labels'):
         write_shards(records, tmp_path / 'out', split='train', images_per_shard=4, workers=0)
-    write_shards(records, tmp_path / 'out', split='train', images_per_shard=5, workers=0)
+    seen = []
+    write_shards(
+        records, tmp_path / 'out', split='train', images_per_shard=5, workers=0,
+        on_progress=lambda done, total: seen.append((done, list((tmp_path / 'out').rglob('*.tmp')))))
+    assert seen == [(5, []), (10, []), (12, [])]
     assert (tmp_path / 'out' / 'train-000000.tar').stat().st_ino == kept
     assert len(contents(tmp_path / 'out')) == 4 and numbers(read_shards(tmp_path / 'out', 'train')) == list(range(12))
 
@@ -366,11 +371,31 @@ def test_the_order_depends_on_seed_and_epoch_and_is_well_shuffled(shards):
 
 
 def test_few_shards_at_a_time_are_shuffled_together(shards):
-    order = numbers(read_shards(shards, 'train', shuffle_shards=1), seed=0)
-    blocks = [set(number // 5 for number in order[start:start + 3]) for start in range(0, 20, 5)]
-    assert all(len(block) <= 2 for block in blocks) and order != sorted(order)
-    pairs = numbers(read_shards(shards, 'train', shuffle_shards=2), seed=0)
-    assert len({number // 5 for number in pairs[:8]}) == 2
+    """Alone, the shards come one after the other, each shuffled; by two, two are mixed. Their order changes."""
+    alone = [numbers(read_shards(shards, 'train', shuffle_shards=1), seed=seed) for seed in range(8)]
+    runs = [[shard for shard, _ in itertools.groupby(number // 5 for number in order)] for order in alone]
+    assert all(sorted(run) == list(range(5)) for run in runs) and len(set(map(tuple, runs))) > 4
+    assert all(order != sorted(order, key=lambda number: (run.index(number // 5), number))
+               for order, run in zip(alone, runs))
+    for seed in range(8):
+        order = [number // 5 for number in numbers(read_shards(shards, 'train', shuffle_shards=2), seed=seed)]
+        assert sorted(set(order[:8])) != sorted(set(order)) and len(list(itertools.groupby(order))) > 5
+
+
+def test_a_part_of_a_shard_is_another_one_in_each_epoch(shards, records, tmp_path):
+    write_shards(records, tmp_path, split='one', images_per_shard=23, workers=0)
+    stream = read_shards(tmp_path, 'one')
+    parts = {frozenset(numbers(stream, seed=0, epoch=epoch, process=0, num_processes=4)) for epoch in range(5)}
+    assert len(parts) == 5
+
+
+def test_the_stored_order_holds_one_shard_open_at_a_time(shards, monkeypatch):
+    opened = []
+    samples = ShardStream._samples
+    monkeypatch.setattr(ShardStream, '_samples', lambda *given: opened.append(given[1]) or samples(*given))
+    stream = read_shards(shards, 'train').iterate(seed=None, epoch=0, process=0, num_processes=1)
+    next(stream)
+    assert opened == [0]
 
 
 class Passed(IterableDataset):
