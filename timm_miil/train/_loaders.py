@@ -197,7 +197,7 @@ class StreamPictures(IterableDataset[tuple[Tensor, Tensor, str]]):
     def __init__(
             self, stream: ImageStream, transform: Transform, *, share: Share, seed: int | None = None, part: int = 1,
     ) -> None:
-        self.stream, self.transform, self.share, self.seed, self.part = stream, transform, share, seed, part
+        self.source, self.transform, self.share, self.seed, self.part = stream, transform, share, seed, part
         # Epoch, first batch and end of batches, in memory that workers share: they stay from epoch to epoch.
         self.position = torch.zeros(3, dtype=torch.int64).share_memory_()
 
@@ -206,7 +206,7 @@ class StreamPictures(IterableDataset[tuple[Tensor, Tensor, str]]):
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         readers = self.share.count * workers
         if self.seed is None:
-            for image, targets, name in self.stream.iterate(
+            for image, targets, name in self.source.iterate(
                     seed=None, epoch=0, process=self.share.index * workers + worker, num_processes=readers):
                 yield self.transform(image), targets.float(), name
             return
@@ -225,12 +225,12 @@ class StreamPictures(IterableDataset[tuple[Tensor, Tensor, str]]):
     def _endless(self, epoch: int, process: int, processes: int) -> Iterator[tuple[Image.Image, Tensor, str]]:
         for round in itertools.count():
             found = 0
-            for found, item in enumerate(self.stream.iterate(
+            for found, item in enumerate(self.source.iterate(
                     seed=mix_seed(self.seed or 0, round), epoch=epoch, process=process, num_processes=processes), 1):
                 yield item
             if not found:
                 raise ValueError(
-                    f'reader {process} of {processes} has no pictures of {self.stream.num_images}; take fewer workers '
+                    f'reader {process} of {processes} has no pictures of {self.source.num_images}; take fewer workers '
                     f'or processes, or write the stream in more shards.')
 
 

@@ -1,0 +1,132 @@
+"""Two real processes, started by torchrun and by accelerate launch, train as one does: the same steps and figures.
+
+Each launch takes some seconds before it trains, so that the runs of one share it.
+"""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed_child import run  # pytest puts this folder on the path
+
+CHILD = Path(__file__).with_name('distributed_child.py')
+LAUNCHERS = {
+    'torchrun': [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone'],
+    'accelerate': [
+        sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
+        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0'],
+}
+JOBS = {
+    'plain': {'changes': {}},
+    'parts': {'changes': {'grad_accum_steps': '2', 'ema_decay': '0.5'}},
+    'mean': {'changes': {
+        'loss.name': 'bce', 'loss.args': '{reduction = "mean"}', 'clip_grad': '0.05', 'grad_accum_steps': '4',
+        'optimizer.lr': '1.0'}},
+    'fsdp': {'changes': {'fsdp': 'true', 'ema_decay': '0.5', 'optimizer.name': 'adamw', 'grad_accum_steps': '2'}},
+    'interrupted': {'changes': {'epochs': '3'}, 'output': True, 'signal': True},
+    'interrupted_fsdp': {'changes': {'fsdp': 'true', 'checkpoint_steps': '1'}, 'output': True, 'signal': True},
+    'infinite': {'changes': {'optimizer.lr': '1e30', 'schedule.name': 'constant', 'schedule.warmup_epochs': '0'},
+                 'output': True},
+    'stream': {'changes': {}, 'stream': True},
+    'odd': {'changes': {'batch_size': '15'}},
+    'sync_bn': {'changes': {'sync_bn': 'true'}},
+}
+NEAR_TIES = 0.1    # percent of mAP: two of 31 pictures whose scores differ by rounding change places
+LAUNCHED = {'torchrun': list(JOBS), 'accelerate': ['plain', 'interrupted']}
+
+
+@pytest.fixture(scope='module')
+def launched(tiny_scenes, tmp_path_factory):
+    """What each process of each launcher found, by launcher and job."""
+    found = {}
+    for launcher, names in LAUNCHED.items():
+        folder = tmp_path_factory.mktemp(launcher)
+        (folder / 'jobs.json').write_text(json.dumps({name: JOBS[name] for name in names}))
+        done = subprocess.run(
+            [*LAUNCHERS[launcher], str(CHILD), str(tiny_scenes), str(folder / 'jobs.json'), str(folder)],
+            capture_output=True, text=True, timeout=300,
+            env=os.environ | {'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1'})
+        assert done.returncode == 0, done.stderr[-5000:]
+        for name in names:
+            found[launcher, name] = [
+                torch.load(folder / f'{name}-{rank}.pt', weights_only=False) for rank in (0, 1)] + [folder / name]
+    return found
+
+
+def alone(scenes, name, tmp_path):
+    changes = {key: value for key, value in JOBS[name]['changes'].items() if key != 'fsdp'}
+    return run(scenes, {**JOBS[name], 'changes': changes, 'output': False}, tmp_path)
+
+
+def check_same(found, want, tolerance):
+    for key in want['weights']:
+        torch.testing.assert_close(found['weights'][key], want['weights'][key], rtol=tolerance, atol=tolerance)
+    for got, expected in zip(found['epochs'], want['epochs'], strict=True):
+        for key in expected.keys() - {'seconds', 'images_per_second'}:
+            assert got[key] == pytest.approx(expected[key], rel=1e-4, abs=NEAR_TIES), key
+    assert found['test'] == pytest.approx(want['test'], rel=1e-4, abs=NEAR_TIES)
+
+
+@pytest.mark.parametrize(('launcher', 'name'), [
+    ('torchrun', 'plain'), ('torchrun', 'parts'), ('torchrun', 'mean'), ('accelerate', 'plain')])
+def test_two_processes_train_as_one(launched, tiny_scenes, tmp_path, launcher, name):
+    main, other, _ = launched[launcher, name]
+    want = alone(tiny_scenes, name, tmp_path)
+    # Eight steps in float32: sums over 16 pictures are associated otherwise.
+    check_same(main, want, tolerance=2e-5)
+    assert all(torch.equal(main['weights'][key], other['weights'][key]) for key in main['weights'])
+    torch.testing.assert_close(main['logits'], want['logits'], rtol=1e-4, atol=1e-5)
+    assert torch.equal(main['targets'], want['targets']) and len(main['targets']) == 23
+    assert main['called'] == [1, 2] and other['called'] == []
+    assert (main['is_main'], other['is_main']) == (True, False)
+    assert other['logits'] is None and other['test'] == main['test'] and other['epochs'][0]['val_map'] > 0
+
+
+def test_shared_parameters_train_as_whole_ones(launched, tiny_scenes, tmp_path):
+    main, other, _ = launched['torchrun', 'fsdp']
+    want = alone(tiny_scenes, 'fsdp', tmp_path)
+    torch.testing.assert_close(main['logits'], want['logits'], rtol=1e-3, atol=1e-4)
+    assert main['test'] == pytest.approx(want['test'], rel=1e-3)
+    assert main['weights'].keys() == want['weights'].keys()
+    assert all(type(tensor) is torch.Tensor for tensor in main['weights'].values())
+    assert all(torch.equal(main['weights'][key], other['weights'][key]) for key in main['weights'])
+
+
+@pytest.mark.parametrize(('launcher', 'name'), [
+    ('torchrun', 'interrupted'), ('torchrun', 'interrupted_fsdp'), ('accelerate', 'interrupted')])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(launched, tiny_scenes, tmp_path, launcher, name):
+    main, other, folder = launched[launcher, name]
+    [words], [other_words] = main['interrupted'], other['interrupted']
+    assert words.startswith('a signal to another process: stopped after step 2 of 4 of epoch 1, and saved all in')
+    assert other_words.replace('SIGTERM', 'a signal to another process') == words
+    check_same(main, alone(tiny_scenes, name, tmp_path), tolerance=2e-5)
+    assert (folder / 'summary.json').exists() and (folder / 'results.csv').exists()
+
+
+def test_a_loss_that_is_not_finite_stops_all(launched):
+    main, other, folder = launched['torchrun', 'infinite']
+    assert main['error'] == other['error']
+    assert main['error'].startswith('TrainingError: the loss became nan in epoch 1, step ')
+    facts = json.loads((folder / 'nonfinite.json').read_text())
+    assert len(set(facts['names'])) == 16 and all(Path(name).is_file() for name in facts['names'])
+
+
+def test_a_stream_is_shared_out(launched):
+    main, other, _ = launched['torchrun', 'stream']
+    assert len(main['logits']) == 23 and other['logits'] is None
+    assert torch.equal(main['weights']['head.weight'], other['weights']['head.weight'])
+    targets = main['targets'].tolist()
+    assert all(row in targets for row in main['targets'].tolist())
+    assert main['test'] == other['test']
+
+
+def test_what_two_processes_cannot_do_is_said_by_both(launched):
+    for name, words in (
+            ('odd', 'ValueError: batch_size must be a multiple of processes times grad_accum_steps, got 15 for 2 and 1;'
+                    ' the nearest are 14 and 16.'),
+            ('sync_bn', 'ValueError: sync_bn needs an accelerator for each process, got cpu; leave it out.')):
+        assert [found['error'] for found in launched['torchrun', name][:2]] == [words, words]
