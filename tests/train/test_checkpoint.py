@@ -1,5 +1,4 @@
 """Checkpoints: whole or not there, known to be whole, rotated, and untouched by a disk that is full."""
-import contextlib
 import errno
 import os
 import resource
@@ -135,21 +134,6 @@ def test_going_back_puts_what_is_newer_aside(tmp_path):
     remove_unfinished(tmp_path / 'none')
 
 
-def in_fork(action):
-    """What an action returned in a child process, as text."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            os.write(writing, str(action()).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        text = file.read()
-    os.waitpid(child, 0)
-    return text
-
-
 def error_of(folder, save):
     try:
         save(folder, 2, {'weights': torch.zeros(100_000)})
@@ -158,15 +142,19 @@ def error_of(folder, save):
     return 'no error'
 
 
-@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
-@pytest.mark.parametrize('save', [save_checkpoint, save_weights])
-def test_a_file_that_may_not_grow_is_one_error(tmp_path, save):
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        return error_of(tmp_path, save)
+@pytest.fixture
+def no_long_files():
+    """Files of this process end at 50,000 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
+
+@pytest.mark.parametrize('save', [save_checkpoint, save_weights])
+def test_a_file_that_may_not_grow_is_one_error(tmp_path, save, no_long_files):
     kept = save_checkpoint(tmp_path, 1, {'step': 1})
-    assert in_fork(limited) == (
+    assert error_of(tmp_path, save) == (
         f'{errno.EFBIG} {tmp_path}: cannot write a checkpoint (File too large); those written before are as they were. '
         f'Make room or choose another disk, then resume.')
     assert list(tmp_path.iterdir()) == [kept] and newest_checkpoint(tmp_path) == (kept, {'step': 1})
