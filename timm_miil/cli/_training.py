@@ -63,6 +63,7 @@ def train_with_progress(recipe: Recipe, data: Path | Splits, *, head: str = '', 
         **options: As for `train`.
     """
     epochs = recipe.stop_epoch or recipe.epochs
+    before = recipe.prior.epochs if recipe.prior else 0  # of a temporary network
     word = METRIC_WORDS['top1' if recipe.task == 'single_label' else 'map']
     # With a delay, however short, nothing is drawn before the first step: other processes than the main one have none.
     with tqdm(desc='training', unit=' pictures', disable=None, leave=False, delay=math.ulp(0.0)) as bar:
@@ -72,11 +73,15 @@ def train_with_progress(recipe: Recipe, data: Path | Splits, *, head: str = '', 
 
         def show_step(record: StepRecord) -> None:
             if bar.total is None:  # the first one; of a resumed run it is in the middle
-                bar.total = epochs * record.steps * record.images
-                bar.initial = bar.n = ((record.epoch - 1) * record.steps + record.step - 1) * record.images
+                done = record.epoch - 1 + (0 if record.is_prior else before)
+                bar.total = (before + epochs) * record.steps * record.images
+                bar.initial = bar.n = (done * record.steps + record.step - 1) * record.images
                 if head:
                     say(head)
-            bar.set_postfix_str(f'epoch {record.epoch}, loss {record.loss:.3f}', refresh=False)
+                if record.is_prior:
+                    say(f'first a temporary network, for the prior: {before} of its epochs')
+            phase = 'prior, ' if record.is_prior else ''
+            bar.set_postfix_str(f'{phase}epoch {record.epoch}, loss {record.loss:.3f}', refresh=False)
             bar.update(record.images)
 
         def show_epoch(record: EpochRecord) -> None:

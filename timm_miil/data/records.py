@@ -3,6 +3,7 @@ import abc
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,7 @@ from timm_miil.data._files import keep_present, refuse_missing
 from timm_miil.data._labels import check_distinct
 from timm_miil.data._packed import PackedPaths
 from timm_miil.data.images import load_image
-from timm_miil.data.seeding import mix_seed, seeded
+from timm_miil.data.seeding import kept_generators, mix_seed, seed_generators
 from timm_miil.data.targets import Indices, SparseTargets
 
 __all__ = ['ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'files_of']
@@ -231,10 +232,23 @@ class MultiLabelDataset(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             ImageError: If the picture cannot be read.
         """
+        return self.read([index], [self.epoch])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Several at once, as torch's loaders ask for them: much of what seeding costs is paid once."""
+        return self.read(indices, [self.epoch] * len(indices))
+
+    def read(self, indices: Sequence[int], epochs: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Pictures and targets, each drawn as in an epoch of its own.
+
+        Raises:
+            ImageError: If a picture cannot be read.
+        """
+        with nullcontext() if self.seed is None else kept_generators():
+            return [self._read(index, epoch) for index, epoch in zip(indices, epochs, strict=True)]
+
+    def _read(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
         picture = self.source.load_image(index)
-        if self.seed is None:
-            image = self.transform(picture)
-        else:
-            with seeded(mix_seed(self.seed, self.epoch, index)):
-                image = self.transform(picture)
-        return image, self.source.labels.row(index).float()
+        if self.seed is not None:
+            seed_generators(mix_seed(self.seed, epoch, index))
+        return self.transform(picture), self.source.labels.row(index).float()

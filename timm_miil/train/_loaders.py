@@ -8,6 +8,7 @@ import itertools
 import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from timm_miil.data import ImageStream, MultiLabelDataset, mix_seed, seeded
+from timm_miil.data import ImageStream, MultiLabelDataset
+from timm_miil.data.seeding import kept_generators, mix_seed, seed_generators
 
 __all__ = ['Batch', 'EpochLoader', 'Share', 'StreamLoader', 'StreamPictures', 'TrainLoader', 'WorkerLoader']
 
@@ -219,8 +221,10 @@ class StreamPictures(IterableDataset[tuple[Tensor, Tensor, str]]):
         taken = len(range(worker, end - start, workers)) * self.part
         pictures = self._endless(epoch, self.share.index * workers + turn, readers)
         for image, targets, name in itertools.islice(pictures, skipped, skipped + taken):
-            with seeded(mix_seed(self.seed, epoch, zlib.crc32(name.encode()))):
-                yield self.transform(image), targets.float(), name
+            with kept_generators() if info is None else nullcontext():  # a worker's are nobody else's
+                seed_generators(mix_seed(self.seed, epoch, zlib.crc32(name.encode())))
+                tensor = self.transform(image)
+            yield tensor, targets.float(), name
 
     def _endless(self, epoch: int, process: int, processes: int) -> Iterator[tuple[Image.Image, Tensor, str]]:
         for round in itertools.count():
@@ -263,10 +267,9 @@ class _KeyedPictures(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, dataset: MultiLabelDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, row = key
-        self.dataset.set_epoch(epoch)
-        return self.dataset[row]
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        epochs, rows = zip(*keys)
+        return self.dataset.read(rows, epochs)
 
 
 def _check_enough(num_images: int, batch_size: int) -> None:

@@ -216,7 +216,8 @@ class Run:
         self.loss_sum += loss
         if self.host.is_main and self.reports.on_step is not None:
             self.reports.on_step(StepRecord(
-                self.epoch + 1, pending.step + 1, len(self.loader), loss, pending.lr, self.recipe.batch_size))
+                self.epoch + 1, pending.step + 1, len(self.loader), loss, pending.lr, self.recipe.batch_size,
+                is_prior=self.observer is not None))
         done = self.epoch * len(self.loader) + pending.step + 1
         if done % LOG_EVERY_STEPS == 0:
             self.host.log({'train_loss_step': loss, 'lr': pending.lr}, done)

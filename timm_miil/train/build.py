@@ -39,6 +39,8 @@ SINGLE_LABEL_LOSSES = SOFT_LOSSES | {'asymmetric_single_label'}
 INDEX_LOSSES = (AsymmetricLossSingleLabel, BinaryCrossEntropy, LabelSmoothingCrossEntropy)
 # What the network's own configuration becomes where pictures are resized to its input whatever their shape is.
 SQUISH = MappingProxyType({'crop_pct': 1.0, 'crop_mode': 'squash', 'interpolation': 'bilinear'})
+# No other size or crop for tests than the one that was trained and validated.
+AS_TRAINED = MappingProxyType({'test_input_size': None, 'test_crop_pct': None})
 
 
 class Schedule(Protocol):
@@ -64,14 +66,13 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
     """
     classes = {'labels': list(label_names)} if recipe.task == 'zero_shot' else {'num_classes': len(label_names)}
     args = dict(recipe.model.args)
-    overlay: dict[str, Any] = {}
+    # The model carries it to evaluation and into the saved folder.
+    overlay: dict[str, Any] = {**AS_TRAINED, **SQUISH} if recipe.augment.name == 'paper' else {}
+    overlay |= args.get('pretrained_cfg_overlay', {})
     if recipe.augment.image_size:
-        overlay |= {'input_size': (3, recipe.augment.image_size, recipe.augment.image_size)}
-    if recipe.augment.name == 'paper':
-        overlay |= SQUISH
+        overlay |= {**AS_TRAINED, 'input_size': (3, recipe.augment.image_size, recipe.augment.image_size)}
     if overlay:
-        # The model carries it to evaluation and into the saved folder.
-        args['pretrained_cfg_overlay'] = overlay | dict(args.get('pretrained_cfg_overlay', {}))
+        args['pretrained_cfg_overlay'] = overlay
     model: nn.Module = create_model(
         recipe.model.name, pretrained=recipe.model.pretrained if pretrained is None else pretrained, **classes, **args)
     return model

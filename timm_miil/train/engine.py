@@ -29,6 +29,7 @@ from timm_miil.train._loaders import Share
 from timm_miil.train._output import RunFolder
 from timm_miil.train._run import Reports, Run
 from timm_miil.train._state import fingerprint, seeded_run
+from timm_miil.train.build import build_loss
 from timm_miil.train.pipeline import estimate_prior
 from timm_miil.train.recipe import Recipe
 from timm_miil.train.results import EpochRecord, StepRecord, TrainResult
@@ -75,7 +76,7 @@ def train(
         resume: A checkpoint to go on from, or 'auto': the newest in `output` that is whole, or a fresh start.
         device: Where to run; None takes what Accelerate finds, an accelerator if there is one.
         log: Trackers to tell, of `TRACKERS`; their files go to `output`.
-        on_step: Called after each step, in the main process.
+        on_step: Called after each step, also of the temporary network of a prior, in the main process.
         on_epoch: Called after each epoch, in the main process.
 
     Returns:
@@ -97,6 +98,8 @@ def train(
         require(name)
     if output is None and (resume is not None or log):
         raise ValueError('output must be given to resume a run or to log it, got None.')
+    if recipe.prior is not None:
+        build_loss(recipe.loss, recipe.task)  # what is wrong with it is found before the temporary network trains
     splits = prepare_splits(recipe, data)
     with _processes(recipe, device, log, output) as processes:
         reports, known = Reports(on_step, on_epoch), fingerprint(recipe, splits)
@@ -104,7 +107,7 @@ def train(
         state = None if folder is None else processes.on_main(lambda: folder.begin(recipe, resume, known))
         prior = None
         if recipe.prior is not None:
-            prior = estimate_prior(recipe, splits, processes, output=output, resume=resume)
+            prior = estimate_prior(recipe, splits, processes, output=output, resume=resume, on_step=on_step)
         with seeded_run(recipe.seed, processes.device):
             run = Run(
                 recipe, splits, processes, folder=folder, state=state, fingerprint=known, prior=prior, reports=reports)

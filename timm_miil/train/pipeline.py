@@ -4,6 +4,7 @@ Ben-Baruch et al., arXiv:2110.10955: train it with the unknown labels ignored, a
 pictures as it learns, and let the main training leave unknown labels of common classes out.
 """
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from timm_miil._errors import RecipeError
 from timm_miil.losses import LabelPriorEstimator, save_label_prior
 from timm_miil.train._host import Host
 from timm_miil.train._output import RunFolder
-from timm_miil.train._run import Run
+from timm_miil.train._run import Reports, Run
 from timm_miil.train._state import fingerprint, seeded_run
 from timm_miil.train.recipe import Recipe
+from timm_miil.train.results import StepRecord
 from timm_miil.train.splits import Splits
 
 __all__ = ['estimate_prior', 'prior_recipe']
@@ -35,6 +37,7 @@ def prior_recipe(recipe: Recipe) -> Recipe:
 
 def estimate_prior(
         recipe: Recipe, splits: Splits, host: Host, *, output: str | Path | None, resume: str | Path | None,
+        on_step: Callable[[StepRecord], None] | None = None,
 ) -> Tensor:
     """Train the temporary network of a recipe for its estimate.
 
@@ -44,6 +47,7 @@ def estimate_prior(
         host: The place where it runs.
         output: The main run's folder, in which 'prior.csv' and the folder 'prior' are made; None writes nothing.
         resume: Whether the main run is resumed; this one then goes on from its own newest checkpoint.
+        on_step: Called after each of its steps, in the main process.
 
     Returns:
         Estimated frequency of each label, shape (C,), float64 in host memory.
@@ -60,7 +64,8 @@ def estimate_prior(
         observer = LabelPriorEstimator(len(splits.label_names)).to(host.device)
         is_last_only = recipe.prior is not None and recipe.prior.average == 'last_epoch'
         run = Run(
-            own, splits, host, folder=folder, state=state, fingerprint=known, observer=observer, forgets=is_last_only)
+            own, splits, host, folder=folder, state=state, fingerprint=known, observer=observer, forgets=is_last_only,
+            reports=Reports(on_step))
         run.fit()
     sums = host.total(torch.cat([observer.total, observer.num_samples.unsqueeze(0)]))
     prior = (sums[:-1] / sums[-1]).cpu()

@@ -28,6 +28,7 @@ class StepRecord:
         loss: Mean loss of a picture, over all processes; of a label, where the loss is a mean.
         lr: Learning rate of the step.
         images: Pictures that all processes took for it.
+        is_prior: Whether it is one of the temporary network that estimates a prior, before the main training.
     """
     epoch: int
     step: int
@@ -35,6 +36,7 @@ class StepRecord:
     loss: float
     lr: float
     images: int
+    is_prior: bool = False
 
 
 @dataclass(frozen=True)
