@@ -76,7 +76,7 @@ def run_one(arm: str, scenes: str, seed: int, folder: Path) -> dict[str, object]
         load_recipe(arm).override({'seed': str(seed)}), data, output=folder / name, resume='auto', device='cpu')
     splits = read_splits(data)
     logits, targets = collect_logits(result.model, build_eval_loader(splits.test, result.model, batch_size=64))
-    ap = 100 * multilabel_average_precision(logits, targets).per_class
+    ap = 100 * multilabel_average_precision(logits, targets)
     frequency = (splits.train.targets == 1).double().mean(0)
     row = {
         'arm': arm, 'scenes': scenes, 'seed': seed, 'test_map': float(ap.mean()),
