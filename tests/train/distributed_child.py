@@ -1,8 +1,9 @@
 """Trains as a file asks, in as many processes as it was launched with; each writes what came of it.
 
 The arguments are a folder of pictures, a JSON file {name: {'changes', 'output', 'signal', 'stream'}} and a folder to
-write to. A job has settings over `RECIPE`, may write an output, may be stopped in its second step by a SIGTERM to the
-second process, and then resumed, and may read a stream. The test imports `run`, for the same in one process.
+write to. A job has settings over `RECIPE`, may write an output, may be stopped by a SIGTERM to the second process, in
+its second step or its first validation, and then resumed, and may read a stream. The test imports `run`, for the same
+in one process.
 """
 import faulthandler
 import json
@@ -16,7 +17,7 @@ import torch
 
 from timm_miil._errors import TrainingError, TrainingInterrupted
 from timm_miil.data import ImageStream
-from timm_miil.train import Splits, load_recipe, read_splits, train
+from timm_miil.train import Splits, _run, load_recipe, read_splits, train
 
 # Without batch norm, which would see the pictures of one process only. Momentum without adaptive steps, which would
 # turn rounding into steps where a gradient is 0.
@@ -96,6 +97,22 @@ def interrupt_at(number):
     torch.Tensor.backward = backward
 
 
+def interrupt_validation():
+    """Send this process SIGTERM when it has scored its first pictures."""
+    real = _run.score_batches
+
+    def score_batches(*args, **kwargs):
+        _run.score_batches = real
+        for number, batch in enumerate(real(*args, **kwargs)):
+            if number == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    _run.score_batches = score_batches
+
+
+INTERRUPTIONS = {'step': lambda: interrupt_at(2), 'validation': interrupt_validation}
+
 if __name__ == '__main__':
     faulthandler.dump_traceback_later(240, exit=True)  # processes that wait for each other say where
     warnings.simplefilter('error')
@@ -105,6 +122,6 @@ if __name__ == '__main__':
     scenes, jobs, folder = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
     rank = int(os.environ['RANK'])
     for name, job in jobs.items():
-        interrupting = (lambda: interrupt_at(2) if rank == 1 else None) if job.get('signal') else None
+        interrupting = (INTERRUPTIONS[job['signal']] if rank else lambda: None) if job.get('signal') else None
         torch.save(run(scenes, job, folder / name, interrupting), folder / f'{name}-{rank}.pt')
     torch.distributed.destroy_process_group()

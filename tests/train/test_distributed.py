@@ -27,8 +27,9 @@ JOBS = {
         'loss.name': 'bce', 'loss.args': '{reduction = "mean"}', 'clip_grad': '0.05', 'grad_accum_steps': '4',
         'optimizer.lr': '1.0'}},
     'fsdp': {'changes': {'fsdp': 'true', 'ema_decay': '0.5', 'optimizer.name': 'adamw', 'grad_accum_steps': '2'}},
-    'interrupted': {'changes': {'epochs': '3'}, 'output': True, 'signal': True},
-    'interrupted_fsdp': {'changes': {'fsdp': 'true', 'checkpoint_steps': '1'}, 'output': True, 'signal': True},
+    'interrupted': {'changes': {'epochs': '3'}, 'output': True, 'signal': 'step'},
+    'interrupted_fsdp': {'changes': {'fsdp': 'true', 'checkpoint_steps': '1'}, 'output': True, 'signal': 'step'},
+    'interrupted_late': {'changes': {}, 'output': True, 'signal': 'validation'},
     'infinite': {'changes': {'optimizer.lr': '1e30', 'schedule.name': 'constant', 'schedule.warmup_epochs': '0'},
                  'output': True},
     'stream': {'changes': {}, 'stream': True},
@@ -97,11 +98,13 @@ def test_shared_parameters_train_as_whole_ones(launched, tiny_scenes, tmp_path):
 
 
 @pytest.mark.parametrize(('launcher', 'name'), [
-    ('torchrun', 'interrupted'), ('torchrun', 'interrupted_fsdp'), ('accelerate', 'interrupted')])
+    ('torchrun', 'interrupted'), ('torchrun', 'interrupted_fsdp'), ('torchrun', 'interrupted_late'),
+    ('accelerate', 'interrupted')])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(launched, tiny_scenes, tmp_path, launcher, name):
     main, other, folder = launched[launcher, name]
     [words], [other_words] = main['interrupted'], other['interrupted']
-    assert words.startswith('a signal to another process: stopped after step 2 of 4 of epoch 1, and saved all in')
+    step = {'step': 2, 'validation': 4}[JOBS[name]['signal']]
+    assert words.startswith(f'a signal to another process: stopped after step {step} of 4 of epoch 1, and saved all in')
     assert other_words.replace('SIGTERM', 'a signal to another process') == words
     check_same(main, alone(tiny_scenes, name, tmp_path), tolerance=2e-5)
     assert (folder / 'summary.json').exists() and (folder / 'results.csv').exists()

@@ -100,7 +100,7 @@ class RunFolder:
     def write_step(self, images: Tensor, targets: Tensor, facts: Mapping[str, Any]) -> Path:
         """Write a step's pictures for someone to look at: 'nonfinite.safetensors' and, with words, 'nonfinite.json'."""
         path = self.path / 'nonfinite.safetensors'
-        path.write_bytes(safetensors.torch.save({'images': images.contiguous(), 'targets': targets.contiguous()}))
+        write_file(path, safetensors.torch.save({'images': images.contiguous(), 'targets': targets.contiguous()}))
         write_file(path.with_suffix('.json'), json.dumps(dict(facts), indent=1) + '\n')
         return path
 

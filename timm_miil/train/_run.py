@@ -1,12 +1,13 @@
 """The course of a training run: steps, epochs, what is measured and what is saved."""
 import dataclasses
+import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ from timm_miil.train.splits import Splits
 __all__ = ['Reports', 'Run']
 
 LOG_EVERY_STEPS = 50
+STOP_EVERY_BATCHES = 8  # of validation; several processes wait for each other to know of a signal
+
+_T = TypeVar('_T')
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ class Run:
                 is_prior=self.observer is not None))
         done = self.epoch * len(self.loader) + pending.step + 1
         if done % LOG_EVERY_STEPS == 0:
-            self.host.log({'train_loss_step': loss, 'lr': pending.lr}, done)
+            self._log({'train_loss_step': loss, 'lr': pending.lr}, done)
         return stops
 
     def _end_epoch(self) -> None:
@@ -250,9 +254,14 @@ class Run:
             folder = self.folder
             self._save()
             self.host.on_main(lambda: folder.write_epochs(self.records))
-        self.host.log(record.as_row(), epoch * steps)
+        self._log(record.as_row(), epoch * steps)
         if self.host.is_main and self.reports.on_epoch is not None:
             self.reports.on_epoch(record)
+
+    def _log(self, values: Mapping[str, float], step: int) -> None:
+        """Tell the trackers; the temporary network has curves of its own."""
+        prefix = '' if self.observer is None else 'prior/'
+        self.host.log({f'{prefix}{name}': value for name, value in values.items()}, step)
 
     # ---- measuring
 
@@ -267,12 +276,25 @@ class Run:
         """Logits and targets of all processes' pictures, on the main one."""
         num_classes = len(loader.dataset.source.label_names)
         logits, targets = [torch.empty(0, num_classes)], [torch.empty(0, num_classes, dtype=torch.int8)]
-        for scores, labels in score_batches(model, loader, autocast=self.host.autocast):
+        for scores, labels in self._until_stopped(score_batches(model, loader, autocast=self.host.autocast)):
             logits.append(scores.cpu())
             targets.append(labels)
-            if self.stop.signal_name and self.host.share.count == 1:
-                raise _Stopped
         return self.host.gather(torch.cat(logits)), self.host.gather(torch.cat(targets))
+
+    def _until_stopped(self, batches: Iterator[_T]) -> Iterator[_T]:
+        """The batches, of which processes may have different numbers.
+
+        Raises:
+            _Stopped: In all processes, after a signal to any.
+        """
+        is_going = True
+        while is_going:
+            some = list(itertools.islice(batches, STOP_EVERY_BATCHES if self.host.share.count > 1 else 1))
+            yield from some
+            own = torch.tensor([int(bool(self.stop.signal_name)), len(some)], device=self.host.device)
+            is_stopped, is_going = self.host.total(own).bool().tolist()
+            if is_stopped:
+                raise _Stopped
 
     def _keep_if_best(
             self, epoch: int, score: float, model: nn.Module, logits: Tensor | None, targets: Tensor | None) -> None:

@@ -52,7 +52,7 @@ class DataSettings:
     Args:
         format: One of `timm_miil.data.list_formats()`, or 'auto' to recognise it.
         train: Split to learn from.
-        val: Split to choose the best epoch by. Where there is none, `val_fraction` serves.
+        val: Split to choose the best epoch by. Where there is no 'val', `val_fraction` serves.
         test: Split to test the best epoch on; '' takes 'test' where there is one.
         labels: Path of a text file or name of a label set of the catalogue, to which labels are matched by name; ''
             takes the data's own.

@@ -75,7 +75,7 @@ def train(
             None writes nothing. Of several machines it is the first one's.
         resume: A checkpoint to go on from, or 'auto': the newest in `output` that is whole, or a fresh start.
         device: Where to run; None takes what Accelerate finds, an accelerator if there is one.
-        log: Trackers to tell, of `TRACKERS`; their files go to `output`.
+        log: Trackers to tell, of `TRACKERS`. Tensorboard's files go to `output`; trackio has a place of its own.
         on_step: Called after each step, also of the temporary network of a prior, in the main process.
         on_epoch: Called after each epoch, in the main process.
 
@@ -343,9 +343,11 @@ def _processes(
             _check(recipe, accelerator, wanted)
             if log:
                 accelerator.init_trackers('timm-miil', config=_plain_settings(recipe))
-            yield _Processes(recipe, accelerator)
-            for tracker in accelerator.trackers:
-                tracker.finish()
+            try:
+                yield _Processes(recipe, accelerator)
+            finally:
+                for tracker in accelerator.trackers:
+                    tracker.finish()
     finally:
         if not was_joined and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()

@@ -58,7 +58,7 @@ def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *
     train = read(settings.train, settings.labels or None)
     # By name: a split need not show each label, and has them in an order of its own.
     others = {}
-    if has(settings.val):
+    if settings.val != DataSettings.val or has(settings.val):
         others['val'] = read(settings.val, train.label_names)
     if settings.test or has('test'):
         others['test'] = read(settings.test or 'test', train.label_names)
