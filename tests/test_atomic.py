@@ -1,9 +1,9 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 import os
 
 import pytest
 
-from timm_miil._atomic import whole_folder
+from timm_miil._atomic import whole_folder, write_file
 
 
 def test_a_finished_folder_takes_its_name(tmp_path):
@@ -70,3 +70,25 @@ def test_a_relative_name_is_meant_from_the_start(tmp_path, monkeypatch):
     with whole_folder('set'):
         monkeypatch.chdir(tmp_path / 'elsewhere')
     assert (tmp_path / 'set').is_dir()
+
+
+@pytest.mark.parametrize('content, stored', [('a\nü\r\n', b'a\n\xc3\xbc\r\n'), (b'\xff\r\n\0', b'\xff\r\n\0')])
+def test_text_and_bytes_are_written_as_they_are(tmp_path, content, stored):
+    (tmp_path / 'a').write_bytes(b'old')
+    write_file(tmp_path / 'a', content)
+    assert (tmp_path / 'a').read_bytes() == stored
+    assert list(tmp_path.iterdir()) == [tmp_path / 'a']
+
+
+@pytest.mark.parametrize('content', ['new', b'new'])
+def test_a_file_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch, content):
+    (tmp_path / 'a').write_bytes(b'old')
+
+    def refuse(source, destination):
+        raise PermissionError('refused')
+
+    monkeypatch.setattr(os, 'replace', refuse)
+    with pytest.raises(PermissionError, match='refused'):
+        write_file(tmp_path / 'a', content)
+    assert (tmp_path / 'a').read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [tmp_path / 'a']

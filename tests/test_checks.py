@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from timm_miil import _errors
 from timm_miil._checks import (
     check_choice, check_labels, check_multiple, check_not_negative, check_paths, check_positive, check_range,
-    check_same_length, check_same_shape, check_shape, nearest)
+    check_same_length, check_same_shape, check_shape, check_text, nearest)
 from timm_miil._extras import EXTRA_OF_IMPORT, require
 
 
@@ -42,6 +42,14 @@ def test_a_count_may_be_zero_and_no_less():
         check_not_negative(other=0, num_layers=-1)
     with pytest.raises(TypeError, match='num_layers must be an int, got float 0.0'):
         check_not_negative(num_layers=0.0)
+
+
+def test_a_string_passes_and_what_is_none_is_refused():
+    check_text(name='a', other='')
+    with pytest.raises(TypeError, match=words('name must be a string, got int 3.')):
+        check_text(other='a', name=3)
+    with pytest.raises(TypeError, match=words("name must be a string, got bytes b'a'.")):
+        check_text(name=b'a')
 
 
 def test_a_choice_among_the_choices_passes():

@@ -42,8 +42,12 @@ def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def write_file(target: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8 that takes its name only when it is complete.
+def write_file(target: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file that takes its name only when it is complete.
+
+    Args:
+        target: The file to make, in a folder that is there.
+        content: Text goes in as UTF-8.
 
     Raises:
         OSError: If it cannot be written; a file of that name is then as it was.
@@ -51,8 +55,8 @@ def write_file(target: str | os.PathLike[str], text: str) -> None:
     target = Path(target).absolute()
     number, fresh = tempfile.mkstemp(prefix=f'.{target.name}-', dir=target.parent)
     try:
-        with open(number, 'w', encoding='utf-8', newline='') as file:
-            file.write(text)
+        with open(number, 'wb') as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         # A temporary file is its owner's alone; this one shall be as readable as its neighbours.
         mask = os.umask(0)
         os.umask(mask)

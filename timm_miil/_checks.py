@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the catalogue uses this module without torch
 __all__ = [
     'check_choice', 'check_class_settings', 'check_floating', 'check_indices', 'check_labels', 'check_multiple',
     'check_ndim', 'check_not_negative', 'check_paths', 'check_positive', 'check_range', 'check_same_length',
-    'check_same_shape', 'check_shape', 'check_values', 'cut', 'nearest', 'shown',
+    'check_same_shape', 'check_shape', 'check_text', 'check_values', 'cut', 'nearest', 'shown',
 ]
 
 # A message may quote what anyone wrote, of any length.
@@ -47,6 +47,12 @@ def check_choice(*, choices: Iterable[str], **named: str) -> None:
     for name, value in named.items():
         if value not in choices:
             raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, got {shown(value)}.')
+
+
+def check_text(**named: str) -> None:
+    """Raise TypeError unless each named value is a string."""
+    for name, value in named.items():
+        _check_kind(name, value, str, 'a string')
 
 
 def check_range(*, low: float, high: float, closed: bool = False, **named: float) -> None:

@@ -108,6 +108,9 @@ def test_embeddings_of_a_file_are_used(name, picture, model_dir, labels, tmp_pat
     (['--embeddings', 'w.txt'], 'embeddings are those of labels, got no labels; give their names too.'),
     (['--labels', 'cat.txt', '--embeddings', 'w.txt'],
      "w.txt lacks words of 1 of 1 labels: 'cat'; rename these labels, or take another file."),
+    (['--labels', 'cat.txt', '--embeddings', 'w.npz'],
+     'w.npz is a zip archive, as .npz and .pt files are, which is not read; give text (.txt, .vec), the binary form of '
+     'word2vec (.bin), or an array (K, E) by numpy.save (.npy) or safetensors.torch.save_file (.safetensors).'),
     (['--labels', 'cat.txt', '--embeddings', 'narrow.txt'],
      'embeddings must have shape (K, 16), got (1, 2); this head reads embeddings of length 16: take the encoder that '
      'it was trained with, or build it with text_dim=2 and train it.'),
@@ -115,7 +118,8 @@ def test_embeddings_of_a_file_are_used(name, picture, model_dir, labels, tmp_pat
 def test_wrong_files_are_one_line_that_says_why(words, error, picture, model_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, content in (('empty.txt', b'\n'), ('twice.txt', b'cat\n\ncat\n'), ('latin.txt', b'caf\xe9'),
-                          ('cat.txt', b'cat\n'), ('w.txt', b'dog 1 2\n'), ('narrow.txt', b'cat 1 2\n')):
+                          ('cat.txt', b'cat\n'), ('w.txt', b'dog 1 2\n'), ('narrow.txt', b'cat 1 2\n'),
+                          ('w.npz', b'PK\x03\x04\x14\0')):
         Path(name).write_bytes(content)
     assert run(picture, '--model', model_dir, *words) == 2
     out, err = capsys.readouterr()

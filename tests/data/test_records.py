@@ -15,6 +15,7 @@ from timm_miil.data import (
     ImageStream, LabelledImages, MultiLabelDataset, MultiLabelRecords, SparseTargets, decode_image, load_image,
     mix_seed, seeded)
 from timm_miil.data._packed import PackedPaths
+from timm_miil.data.records import check_share
 
 
 @pytest.fixture
@@ -152,6 +153,19 @@ def test_a_stream_has_distinct_labels():
     assert Nothing(['a', 'b'], 7).num_images == 7
     with pytest.raises(ValueError, match="label names must be distinct, got 'a' twice"):
         Nothing(['a', 'a'], 7)
+
+
+@pytest.mark.parametrize('change, error, words', [
+    ({'process': 2}, ValueError, 'process must be below num_processes, got 2 of 2'),
+    ({'process': -1}, ValueError, 'process must be at least 0, got -1'),
+    ({'epoch': -1}, ValueError, 'epoch must be at least 0, got -1'),
+    ({'num_processes': 0}, ValueError, 'num_processes must be at least 1, got 0'),
+    ({'num_processes': 1.0}, TypeError, 'num_processes must be an int, got float 1.0'),
+])
+def test_a_share_that_cannot_be_is_refused(change, error, words):
+    check_share(epoch=0, process=1, num_processes=2)
+    with pytest.raises(error, match=words):
+        check_share(**{'epoch': 0, 'process': 0, 'num_processes': 2} | change)
 
 
 def test_records_travel_to_other_processes_packed(records):

@@ -277,7 +277,8 @@ def test_counts_of_labels_that_are_left_to_the_rest(tmp_path):
 @pytest.mark.parametrize('options, error, words', [
     ({'split': 'none'}, FileNotFoundError, r"has no files 'none\*.tar'"),
     ({'split': 'x', 'pattern': '../*.tar'}, ValueError, "pattern must be of names in the folder, got '../"),
-    ({'split': 'x', 'labels': ['dog']}, ValueError, "has labels that are not among the 1 given ones: 'cat'"),
+    ({'split': 'x', 'labels': ['dog']}, ValueError,
+     r"has labels that are not among the 1 given ones: 'cat' \(x.tar\); correct them or give labels that has them[.]$"),
     ({'split': 'odd name', 'pattern': '*.tar'}, ValueError, 'split must be a plain word'),
     ({'split': 'odd', 'pattern': '* name.tar'}, ValueError, r'odd name.tar must have a plain name .*; rename it'),
     ({'split': 'digits'}, ValueError, r"its class must be a number in digits, got b'-1'"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from timm_miil.heads import BackboneWithHead, MLDecoder, attach_head
+from timm_miil.heads import BackboneWithHead, MLDecoder, ZeroShotMLDecoder, attach_head
 from timm_miil.heads._grid import find_grid
 from timm_miil.heads._groups import prefixed
 
@@ -206,6 +206,14 @@ def test_wrong_heads_and_classes_leave_the_model_as_it_was():
         attach_head(backbone, 2.0)
     with pytest.raises(TypeError, match=r"head must be a class or function, got 'csra'; .*\.partial\(create_head"):
         attach_head(backbone, 20, 'csra')
+    for head in (ZeroShotMLDecoder, partial(ZeroShotMLDecoder, text_dim=50)):
+        with pytest.raises(TypeError, match=re.escape(
+                "head must take in_features, num_classes, device and dtype; ZeroShotMLDecoder got an unexpected "
+                "keyword argument 'num_classes': its labels are queries, so take "
+                "timm.create_model('mldecoder_zero_shot', backbone=..., labels=[...])")):
+            attach_head(backbone, 5, head)
+    with pytest.raises(TypeError, match="; Linear missing a required argument: 'out_features': wrap it in a func"):
+        attach_head(backbone, 5, nn.Linear)
     assert backbone.num_classes == backbone.fc.out_features == 1000
 
 

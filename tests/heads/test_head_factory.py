@@ -31,6 +31,9 @@ def test_gap_is_known_by_its_class_too():
 def test_wrong_names_and_settings():
     with pytest.raises(ValueError, match="unknown head 'crsa'; did you mean 'csra'[?] Known: csra, gap, ml_decoder, q"):
         create_head('crsa', 8, 3)
+    for name in (3, None):
+        with pytest.raises(TypeError, match=f'^name must be a string, got {type(name).__name__} {name}[.]$'):
+            create_head(name, 4, 5)
     with pytest.raises(TypeError, match="unexpected keyword argument 'heads'"):
         create_head('csra', 8, 3, heads=4)
     with pytest.raises(ValueError, match='num_classes must be at least 1, got 0'):

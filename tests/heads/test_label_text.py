@@ -36,7 +36,7 @@ def test_similar_spelling_is_similar(one, other, low, high):
 
 @pytest.mark.parametrize('one, other', [
     ('red 7', '7 red'), ('Straße', 'STRASSE'), ('\ufb01sh', 'Fish'), ('hot_dog', 'hot  dog'), ('a\tb', 'a b'),
-    ('café', 'cafe\u0301'), ('so\xadft', 'soft'), ('boing boing', 'boing')])
+    ('café', 'cafe\u0301'), ('a bb ccc dddd', 'dddd bb a ccc'), ('so\xadft', 'soft'), ('boing boing', 'boing')])
 def test_what_is_read_as_one_is_equal(one, other):
     assert torch.equal(*embed_characters([one, other]))
 
@@ -107,3 +107,13 @@ def test_many_labels_are_embedded_a_few_at_a_time(monkeypatch):
     assert sizes == [3, 3, 1]
     with pytest.raises(ValueError, match="got '' at index 7"):
         embed_characters([*labels, ''])
+
+
+@pytest.mark.parametrize('labels, words', [
+    (['cat', 'dog'], None), ([], None),
+    (['cat', 'dog', 'Cat'], "labels have equal embeddings, and so equal scores: 'cat' and 'Cat'; leave out or rename"),
+    (['a', 'b', 'A', 'B', 'a ', 'c', 'b '], "'a' and 'A', 'b' and 'B', 'a' and 'a ' and 1 more; leave out")])
+def test_labels_with_equal_embeddings_are_told(labels, words, caplog):
+    text_module.note_equal(labels, embed_characters(labels))
+    assert (words is None) == (caplog.messages == [])
+    assert words is None or words in caplog.text and len(caplog.messages) == 1

@@ -204,6 +204,23 @@ def test_half_precision(method):
     torch.testing.assert_close(got, want, rtol=0.2, atol=0.02)
 
 
+def test_a_model_of_other_channels_has_maps():
+    pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
+    model = small('test_resnet', in_chans=1)
+    assert class_maps(model, pictures(2, 64, 64)[:, :1], [3]).shape == (2, 1, 2, 2)
+    with pytest.raises(ValueError, match=r'^images must have the 1 channels of the model, got shape \(2, 3, 64, 64\)'):
+        class_maps(model, pictures(2, 64, 64), [3])
+
+
+@pytest.mark.parametrize('head, method', [(ml_decoder, 'attention'), (None, 'grad_cam'), (None, 'layer_cam')])
+def test_a_compiled_model_has_the_maps_of_its_own(head, method):
+    if method != 'attention':
+        pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
+    model, images = small('test_resnet', head), pictures(1, 64, 64)
+    want = class_maps(model, images, [3, 1], method=method)
+    assert torch.equal(class_maps(torch.compile(model, backend='eager'), images, [3, 1], method=method), want)
+
+
 def test_no_classes_give_no_maps():
     assert class_maps(small('test_resnet', ml_decoder), pictures(1, 96, 96), []).shape == (1, 0, 3, 3)
 
@@ -213,6 +230,7 @@ def test_no_classes_give_no_maps():
     ({'method': 'attention'}, ValueError, "^method 'attention' is for heads that attend, such as MLDecoder; ResNet"),
     ({'model': nn.Linear(2, 2)}, TypeError, r'^model must be a timm model, got Linear without forward_features\(\)'),
     ({'images': torch.zeros(3, 8, 8)}, ValueError, r'^images must have 4 dimensions, got shape \(3, 8, 8\)'),
+    ({'images': torch.zeros(1, 1, 8, 8)}, ValueError, '^images must have the 3 channels of the model, got shape'),
     ({'classes': [6]}, ValueError, r'^classes must be in \[0, 6\), got 6'),
     ({'classes': ['cat']}, TypeError, "^classes must be ints, got str 'cat'"),
 ])

@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
+from timm_miil._errors import PredictionError
 from timm_miil.data import SceneConfig, make_scenes
 from timm_miil.inference import Explainer, Tagger, explain, find_classes, load_image
 from timm_miil.inference.explain import _input_box, _interpolation
@@ -210,6 +211,38 @@ def test_without_labels_those_that_are_found_are_shown(scenes, model, explainer)
     assert explain(model, Image.new('RGB', (20, 10)), None).shape[1:] == (10, 20)
 
 
+def test_a_compiled_model_is_explained_like_its_own(scenes, model, explainer):
+    compiled = Explainer(Tagger(torch.compile(model, backend='eager')))
+    assert (compiled.method, compiled.offset) == (explainer.method, explainer.offset)
+    assert torch.equal(compiled(scenes[0][0], ['digit 3']), explainer(scenes[0][0], ['digit 3']))
+
+
+class Bright(nn.Module):
+    """A network without parameters, whose classes are the colours of its pixels."""
+
+    num_classes = 3
+    pretrained_cfg = Corners.pretrained_cfg
+
+    def forward_features(self, x):
+        return x
+
+    def forward_head(self, x, pre_logits=False):
+        return x.mean((2, 3))
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+def test_a_model_without_parameters_is_explained():
+    pytest.importorskip('pytorch_grad_cam', reason='needs the extra explain')
+    image = Image.new('RGB', (64, 64))
+    image.paste((255, 0, 0), (32, 0, 64, 64))
+    explainer = Explainer(Tagger(Bright()), method='layer_cam')
+    assert explainer.offset == pytest.approx((0.0, 0.0), abs=0.5)
+    [red, green] = explainer(image, [0, 1])
+    assert red[:, 32:].sum() > 0.95 and not green.any()
+
+
 def test_explain_leaves_a_training_model_in_training(scenes, model, explainer):
     model.train()
     try:
@@ -240,6 +273,8 @@ def test_labels_that_are_none_are_told(labels, error, words):
 
 @pytest.mark.parametrize('change, error, words', [
     ({'model': nn.Linear(2, 2)}, TypeError, '^model must be a timm model, got Linear'),
+    ({'model': timm.create_model('test_resnet', in_chans=1)}, PredictionError,
+     '^the model takes pictures of 1 channels; tagging is for RGB, 3 channels'),
     ({'image': 'a.png'}, TypeError, r'^image must be a PIL picture or a tensor \(3, H, W\), got str'),
     ({'image': torch.zeros(1, 3, 8, 8)}, ValueError, r'^image must have shape \(3, H, W\), got \(1, 3, 8, 8\)'),
     ({'image': torch.zeros(1, 8, 8)}, ValueError, r'^image must have shape \(3, H, W\), got \(1, 8, 8\)'),

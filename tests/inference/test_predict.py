@@ -138,6 +138,34 @@ def test_the_model_is_used_for_inference_only(picture):
     assert len(list(predictions)) == 2
 
 
+@pytest.mark.parametrize('num_classes', [2, 3])
+def test_a_compiled_model_gives_the_answers_of_its_own(num_classes, pictures):
+    model = constant_model([0.5, -1.0, 2.0][:num_classes])
+    want = list(Tagger(model, threshold=0)(pictures[:3], batch_size=2))
+    got = list(Tagger(torch.compile(model, backend='eager'), threshold=0)(pictures[:3], batch_size=2))
+    assert [prediction.path for prediction in got] == pictures[:3]
+    for one, other in zip(got, want, strict=True):
+        assert confidences(one) == pytest.approx(confidences(other), rel=1e-6)
+
+
+class Colours(nn.Module):
+    """A network without parameters: its scores are the mean red and green of a picture."""
+
+    num_classes, pretrained_cfg = 2, {'input_size': (3, 8, 8), 'mean': (0.0,) * 3, 'std': (1.0,) * 3}
+
+    def forward(self, x):
+        return x.mean((2, 3))[:, :2]
+
+
+def test_a_model_without_parameters_tags_on_the_cpu():
+    tagger = Tagger(Colours(), activation='sigmoid', threshold=0)
+    tags = tagger.tag(Image.new('RGB', (8, 8), (255, 0, 0)))
+    assert [tag.index for tag in tags] == [0, 1]
+    assert tags[0].confidence == pytest.approx(1 / (1 + math.exp(-1.0)), abs=1e-6) and tags[1].confidence == 0.5
+    tagger.model.register_buffer('scale', torch.ones(1, dtype=torch.float64))  # then it says the dtype
+    assert tagger.tag(Image.new('RGB', (8, 8), (255, 0, 0)))[0].confidence == 1 / (1 + math.exp(-1.0))
+
+
 # -- many files ------------------------------------------------------------------------------------------------
 
 
@@ -233,8 +261,9 @@ def test_a_model_must_be_a_classifier_of_rgb_pictures(picture):
     with pytest.raises(PredictionError, match=r'^the model has no classifier \(num_classes is 0\); it cannot tag\.$'):
         Tagger(timm.create_model('test_resnet', num_classes=0))
     grey = timm.create_model('test_resnet', pretrained_cfg_overlay=dict(input_size=(1, 160, 160)))
-    with pytest.raises(PredictionError, match=r'^the model takes pictures of 1 channels; tagging is for RGB, 3'):
-        Tagger(grey)
+    for other in (grey, timm.create_model('test_resnet', in_chans=1)):  # the second's configuration says 3
+        with pytest.raises(PredictionError, match=r'^the model takes pictures of 1 channels; tagging is for RGB, 3'):
+            Tagger(other)
     headless = timm.create_model('test_resnet', num_classes=5)
     headless.fc = nn.Identity()
     with pytest.raises(PredictionError, match=r'^the model must give scores of shape \(1, 5\), got \(1, 96\)'):

@@ -110,6 +110,15 @@ def test_a_model_of_other_embeddings_needs_embeddings(picture):
     assert confidences(Tagger(model, labels=OTHER[:2], embeddings=torch.randn(2, 16), threshold=0), picture)
 
 
+def test_labels_with_equal_embeddings_are_told(picture, caplog):
+    Tagger(build(), labels=OTHER, embeddings=torch.eye(4, 16))
+    assert caplog.messages == []
+    tagger = Tagger(build(), labels=OTHER, embeddings=torch.eye(4, 16)[[0, 1, 2, 1]], threshold=0)
+    assert "labels have equal embeddings, and so equal scores: 'red 7' and 'cat'; leave out or" in caplog.text
+    found = confidences(tagger, picture)
+    assert found['red 7'] == pytest.approx(found['cat'], rel=1e-5)
+
+
 def test_a_model_without_labels_asks_for_some():
     with pytest.raises(PredictionError, match='^the model has no label set yet; give labels, and the embeddings'):
         Tagger(build(labels=None))

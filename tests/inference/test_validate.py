@@ -139,6 +139,23 @@ def test_the_model_the_random_numbers_and_the_source_are_left_as_they_were(folde
     assert not validate(model.eval(), source).logits.requires_grad and not model.training
 
 
+class Colours(nn.Module):
+    """A network without parameters: its scores are the mean colours of a picture."""
+
+    num_classes = len(LABELS)
+    pretrained_cfg = {'input_size': (3, 32, 32), 'label_names': list(LABELS)}
+
+    def forward(self, x):
+        return x.mean((2, 3))[:, [index % 3 for index in range(len(LABELS))]]
+
+
+def test_models_without_parameters_and_compiled_ones_are_measured(folder, model):
+    found = validate(Colours(), records(folder), activation='sigmoid')
+    assert found.logits.dtype == torch.float32 and found.logits.unique().numel() > NUM
+    want = validate(model, records(folder), activation='sigmoid')
+    assert same(validate(torch.compile(model, backend='eager'), records(folder), activation='sigmoid'), want)
+
+
 def test_mixed_precision_is_close_and_not_equal(folder, model):
     whole, half = (validate(model, records(folder), amp_dtype=dtype).logits for dtype in (None, torch.bfloat16))
     assert half.dtype == torch.float32 and not torch.equal(whole, half)

@@ -40,6 +40,8 @@ def test_short_names(short, settings_, want):
 def test_unknown_names_and_settings():
     with pytest.raises(ValueError, match="unknown loss 'asymetric'; did you mean 'asymmetric'"):
         create_loss('asymetric')
+    with pytest.raises(TypeError, match='^name must be a string, got int 3[.]$'):
+        create_loss(3)
     with pytest.raises(TypeError, match="unexpected keyword argument 'gama_neg'"):
         create_loss('asymmetric', gama_neg=2)
     with pytest.raises(ValueError, match=r'clip must be in \[0, 1\), got 2'):

@@ -59,6 +59,15 @@ def test_labels_change_in_place_and_each_logit_is_its_labels():
     assert model.pretrained_cfg['label_names'] == (*OTHERS, LABELS[1])
 
 
+def test_names_that_are_embedded_alike_are_told(caplog):
+    model = build(labels=LABELS)
+    assert caplog.messages == []
+    model.set_labels([*LABELS, '7 Red'])
+    assert model.num_classes == 4 and "equal scores: 'red 7' and '7 Red'; leave out or rename" in caplog.text
+    with torch.device('meta'):
+        assert build(labels=[*LABELS, '7 Red']).num_classes == 4  # there are no values to compare
+
+
 def test_without_a_label_set_it_says_what_is_missing():
     model = build()
     assert model.num_classes == 0 == model.pretrained_cfg['num_classes']

@@ -16,7 +16,7 @@ from timm_miil.cli._text import printable
 from timm_miil.data import ImageStream, LabelledImages, list_formats, open_split
 from timm_miil.inference import BATCH_SIZE
 
-__all__ = ['RunOptions', 'add_data_arguments', 'few', 'open_data', 'running']
+__all__ = ['RunOptions', 'add_data_arguments', 'add_source_arguments', 'few', 'open_data', 'running']
 
 AMP_DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 MAX_WORKERS = 4
@@ -37,15 +37,8 @@ class RunOptions(TypedDict):
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `open_data` and `running` read."""
     parser.add_argument('--data-dir', type=Path, required=True, metavar='DIR', help='folder of the data set')
-    parser.add_argument(
-        '--format', choices=('auto', *list_formats()), default='auto', help='of the data set (default: %(default)s)')
-    parser.add_argument('--split', default='val', help='default: %(default)s')
-    parser.add_argument(
-        '--labels', metavar='FILE_OR_SET',
-        help='the labels to take, by name: a text file, one a line, or a label set of the catalogue such as coco_80; '
-             "also the names of the classes of a model that does not know them (default: the data's own)")
-    parser.add_argument(
-        '--set', nargs='+', action='extend', default=[], metavar='OPTION=VALUE', help='options of the format')
+    add_source_arguments(
+        parser, split='val', labels='; also the names of the classes of a model that does not know them')
     parser.add_argument(
         '--common', action='store_true', help='pass over labels that only the model or only the data have')
     parser.add_argument('-b', '--batch-size', type=int, default=BATCH_SIZE, help='default: %(default)s')
@@ -58,6 +51,25 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         '--amp-dtype', choices=AMP_DTYPES, default='bfloat16', help='half precision of --amp (default: %(default)s)')
     parser.add_argument(
         '--strict', action='store_true', help='stop at a picture that cannot be used; others are named and left out')
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, *, split: str, labels: str = '') -> None:
+    """Declare how the data of a folder are read.
+
+    Args:
+        parser: Of a verb.
+        split: The default.
+        labels: What the labels are for besides.
+    """
+    parser.add_argument(
+        '--format', choices=('auto', *list_formats()), default='auto', help='of the data set (default: %(default)s)')
+    parser.add_argument('--split', default=split, help='default: %(default)s')
+    parser.add_argument(
+        '--labels', metavar='FILE_OR_SET',
+        help='the labels to take, by name: a text file, one a line, or a label set of the catalogue such as coco_80'
+             f"{labels} (default: the data's own)")
+    parser.add_argument(
+        '--set', nargs='+', action='extend', default=[], metavar='OPTION=VALUE', help='options of the format')
 
 
 def open_data(ns: argparse.Namespace) -> LabelledImages | ImageStream:

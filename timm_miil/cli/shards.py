@@ -4,9 +4,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from timm_miil.cli._data import open_data
+from timm_miil.cli._data import add_source_arguments, open_data
 from timm_miil.cli._text import columns, printable
-from timm_miil.data import ImageStream, list_formats, read_label_set
+from timm_miil.data import ImageStream, read_label_set
 from timm_miil.data.shards import ShardIndex, index_shards, write_shards
 
 __all__ = ['HELP', 'add_arguments', 'run']
@@ -19,20 +19,12 @@ MOST_SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     parser.add_argument('data_dir', type=Path, metavar='DATA_DIR', help='folder of the data set')
-    parser.add_argument('--split', default='train', help='default: %(default)s')
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         '--out', type=Path, metavar='DIR', help='where to write; a run that was interrupted goes on where it was')
     target.add_argument(
         '--index', action='store_true', help='DATA_DIR has webdataset shards without an index: look through them once')
-    parser.add_argument(
-        '--format', choices=('auto', *list_formats()), default='auto', help='of the data set (default: %(default)s)')
-    parser.add_argument(
-        '--labels', metavar='FILE_OR_SET',
-        help='the labels to have, by name: a text file, one a line, or a label set of the catalogue such as coco_80 '
-             "(default: the data's own)")
-    parser.add_argument(
-        '--set', nargs='+', action='extend', default=[], metavar='OPTION=VALUE', help='options of the format')
+    add_source_arguments(parser, split='train')
     parser.add_argument(
         '--images-per-shard', type=int, metavar='N', default=1000, help='with --out (default: %(default)s)')
     parser.add_argument(

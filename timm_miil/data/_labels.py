@@ -28,10 +28,11 @@ class LabelColumns:
 
     Args:
         names: The label set, or None.
-        ignore_unknown: Whether names that are not in the label set are passed over.
+        ignore_unknown: Whether names that are not in the label set are passed over; None if whoever reads cannot ask
+            for it, so that the error does not suggest it.
     """
 
-    def __init__(self, names: Sequence[str] | None, *, ignore_unknown: bool = False) -> None:
+    def __init__(self, names: Sequence[str] | None, *, ignore_unknown: bool | None = False) -> None:
         self._names, self._ignore_unknown = names, ignore_unknown
         self._met: list[str] = []
         self._unknown: dict[str, str] = {}
@@ -68,10 +69,11 @@ class LabelColumns:
         if self._unknown:
             known = self._names or ()
             listed = (f'{shown(name)} ({where}{_nearest(name, known)})' for name, where in self._unknown.items())
+            advice = 'correct them or give labels that has them' if self._ignore_unknown is None else (
+                'correct them, give labels that has them, or pass ignore_unknown_labels=True')
             raise ValueError(
                 f'{file} has labels that are not among the {len(known)} given ones: '
-                f'{few(listed, len(self._unknown))}; correct them, give labels that has them, or pass '
-                f'ignore_unknown_labels=True.')
+                f'{few(listed, len(self._unknown))}; {advice}.')
         if self._names is not None:
             return tuple(self._names), np.arange(len(self._names))
         if not self._met:

@@ -40,7 +40,7 @@ def scan_shards(
     for path in files:
         if not PLAIN_NAME.fullmatch(path.name):
             raise ValueError(f'{path} must have a plain name of letters, digits and _ - . @ + =; rename it.')
-    columns, total = LabelColumns(labels), _Tally()
+    columns, total = LabelColumns(labels, ignore_unknown=None), _Tally()
     shards: dict[int, Shard] = {}
     for number, (shard, tally) in run_jobs((partial(_scan, path, labels) for path in files), workers):
         shards[number] = shard

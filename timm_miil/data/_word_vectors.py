@@ -6,20 +6,36 @@ every row is measured, and what is kept must be numbers.
 import itertools
 from collections.abc import Collection
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
 
 from timm_miil._checks import shown
 
-__all__ = ['Row', 'read_binary_rows', 'read_text_rows']
+__all__ = ['Row', 'read_binary_rows', 'read_text_rows', 'refuse_other_forms']
 
 MAX_DIM = 1 << 16
 MAX_HEADER_BYTES = 64
 MAX_LINE_BYTES = 1 << 21  # MAX_DIM numbers of 30 characters, and a word
 READ_BYTES = 1 << 20
+OTHER_FORMS = MappingProxyType({
+    b'PK\x03\x04': 'a zip archive, as .npz and .pt files are', b'\x80': 'a pickle, as old .pt files are',
+    b'\x1f\x8b': 'compressed by gzip', b'\x89HDF': 'an HDF5 file'})
+"""What files that are neither text nor word2vec's binary form begin with."""
 
 Row = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+
+def refuse_other_forms(path: Path) -> None:
+    """Raise ValueError, with the forms that are read, if a file begins like one of another form."""
+    with open(path, 'rb') as file:
+        head = file.read(MAX_HEADER_BYTES)
+    for start, words in OTHER_FORMS.items():
+        if head.startswith(start):
+            raise ValueError(
+                f'{path} is {words}, which is not read; give text (.txt, .vec), the binary form of word2vec (.bin), or '
+                f'an array (K, E) by numpy.save (.npy) or safetensors.torch.save_file (.safetensors).')
 
 
 def read_text_rows(path: Path, wanted: Collection[str]) -> dict[str, Row]:

@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from timm_miil._checks import check_not_negative, check_positive, cut, nearest, shown
+from timm_miil._checks import check_positive, cut, nearest, shown
 from timm_miil._errors import ImageError
 from timm_miil._extras import require
 from timm_miil.data._hf_labels import LabelFinder, find_image_column, find_labels, read_targets
 from timm_miil.data._labels import LabelColumns
 from timm_miil.data.images import decode_image
-from timm_miil.data.records import ImageStream, LabelledImages
+from timm_miil.data.records import ImageStream, LabelledImages, check_share
 from timm_miil.data.seeding import mix_seed
 from timm_miil.data.targets import Indices, SparseTargets
 
@@ -216,27 +216,7 @@ class HfStream(ImageStream):
     def iterate(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,
     ) -> Iterator[tuple[Image.Image, Tensor, str]]:
-        """This process's share of one pass, as `ImageStream.iterate` has it; its errors come as they are met.
-
-        Args:
-            seed: Decides with `epoch` how pictures are shuffled; None for the stored order within a file.
-            epoch: Which pass.
-            process: Number of this one, from 0: every worker of every machine has its own.
-            num_processes: How many there are.
-
-        Returns:
-            RGB picture, targets (C,) as int8 of 1, 0 and -1, and name of the picture.
-
-        Raises:
-            ImageError: If a picture cannot be read.
-            OSError: If the data cannot be read.
-            TypeError: If a number is no int.
-            ValueError: If process is not in [0, num_processes), or a row has a value that means nothing.
-        """
-        check_positive(num_processes=num_processes)
-        check_not_negative(epoch=epoch, process=process)
-        if process >= num_processes:
-            raise ValueError(f'process must be below num_processes, got {process} of {num_processes}.')
+        check_share(epoch=epoch, process=process, num_processes=num_processes)
         rows = self._rows(seed, epoch, process, num_processes)
         if seed is not None:
             rows = _shuffled(rows, self.shuffle_buffer, mix_seed(seed, epoch, process))

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from timm_miil._checks import nearest, shown
+from timm_miil._checks import check_not_negative, check_positive, nearest, shown
 from timm_miil.data._files import keep_present, refuse_missing
 from timm_miil.data._labels import check_distinct
 from timm_miil.data._packed import PackedPaths
@@ -20,7 +20,7 @@ from timm_miil.data.images import load_image
 from timm_miil.data.seeding import kept_generators, mix_seed, seed_generators
 from timm_miil.data.targets import Indices, SparseTargets
 
-__all__ = ['ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'files_of']
+__all__ = ['ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'check_share', 'files_of']
 
 
 class LabelledImages(abc.ABC):
@@ -182,6 +182,8 @@ class ImageStream(abc.ABC):
     ) -> Iterator[tuple[Image.Image, Tensor, str]]:
         """This process's share of one pass; the shares of all are disjoint and together every picture once.
 
+        Errors of data come as they are met, those of arguments at once.
+
         Args:
             seed: Decides with `epoch` how pictures are shuffled; None for the stored order.
             epoch: Which pass.
@@ -193,7 +195,19 @@ class ImageStream(abc.ABC):
 
         Raises:
             ImageError: If a picture cannot be read.
+            OSError: If the data cannot be read.
+            TypeError: If a number is no int.
+            ValueError: If process is not in [0, num_processes), epoch is negative, or the data are damaged or mean
+                nothing.
         """
+
+
+def check_share(*, epoch: int, process: int, num_processes: int) -> None:
+    """Raise TypeError or ValueError unless there can be such a share of a stream."""
+    check_positive(num_processes=num_processes)
+    check_not_negative(epoch=epoch, process=process)
+    if process >= num_processes:
+        raise ValueError(f'process must be below num_processes, got {process} of {num_processes}.')
 
 
 class MultiLabelDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -26,7 +26,7 @@ from timm_miil.data._shard_tar import Labels, Sample, list_samples, parse_labels
 from timm_miil.data._shard_writing import ShardPlan, write_planned
 from timm_miil.data._shard_scan import scan_shards
 from timm_miil.data.images import decode_image
-from timm_miil.data.records import ImageStream, LabelledImages
+from timm_miil.data.records import ImageStream, LabelledImages, check_share
 from timm_miil.data.seeding import mix_seed
 
 __all__ = [
@@ -209,27 +209,7 @@ class ShardStream(ImageStream):
     def iterate(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,
     ) -> Iterator[tuple[Image.Image, Tensor, str]]:
-        """This process's share of one pass, as `ImageStream.iterate` has it; its errors come as they are met.
-
-        Args:
-            seed: Decides with `epoch` how pictures are shuffled; None for the stored order.
-            epoch: Which pass.
-            process: Number of this one, from 0: every worker of every machine has its own.
-            num_processes: How many there are.
-
-        Returns:
-            RGB picture, targets (C,) as int8 of 1, 0 and -1, and name of the picture.
-
-        Raises:
-            ImageError: If a picture cannot be read.
-            OSError: If a shard cannot be read.
-            TypeError: If a number is no int.
-            ValueError: If process is not in [0, num_processes), or a shard is damaged.
-        """
-        check_positive(num_processes=num_processes)
-        check_not_negative(epoch=epoch, process=process)
-        if process >= num_processes:
-            raise ValueError(f'process must be below num_processes, got {process} of {num_processes}.')
+        check_share(epoch=epoch, process=process, num_processes=num_processes)
         return self._iterate(seed, epoch, process, num_processes)
 
     def _iterate(

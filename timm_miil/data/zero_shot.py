@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from timm_miil._checks import cut, shown
-from timm_miil.data._word_vectors import Row, read_binary_rows, read_text_rows
+from timm_miil.data._word_vectors import Row, read_binary_rows, read_text_rows, refuse_other_forms
 
 __all__ = ['read_labels', 'read_word_vectors']
 
@@ -59,7 +59,8 @@ def read_word_vectors(path: str | os.PathLike[str], labels: Sequence[str]) -> Te
 
     In the last three a label is looked up by name: as it is written, with underscores for its spaces, and both in lower
     case. A label that is not there is the mean of its words, each as it is written or in lower case. Of a name that
-    occurs twice the first row counts. Files of any size are read with little memory.
+    occurs twice the first row counts. Files of any size are read with little memory. Pickles
+    and archives, such as .pt, .npz and .gz, are refused.
 
     Args:
         path: The file.
@@ -86,6 +87,7 @@ def read_word_vectors(path: str | os.PathLike[str], labels: Sequence[str]) -> Te
     if suffix == '.safetensors':
         found = _read_safetensors(path, wanted)
         return _check_table(found, len(labels), path) if isinstance(found, Tensor) else _look_up(found, labels, path)
+    refuse_other_forms(path)
     read_rows = read_binary_rows if suffix == '.bin' else read_text_rows
     return _look_up(read_rows(path, wanted), labels, path)
 

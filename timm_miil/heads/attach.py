@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from timm_miil._checks import check_choice, check_not_negative, check_positive, shown
+from timm_miil._checks import check_choice, check_not_negative, check_positive
 from timm_miil._timm import update_model_args, update_model_input_size
+from timm_miil.heads._builder import check_builder
 from timm_miil.heads._features import Features, adapt_to_features, as_tokens, join_branches
 from timm_miil.heads._grid import find_grid
 from timm_miil.heads._groups import PartNumber, Prefixed, prefixed
@@ -42,7 +43,7 @@ class BackboneWithHead(nn.Module):
     Raises:
         ValueError: If num_classes is negative, global_pool is unknown, or the backbone fails on images of its input
             size or its features are neither maps nor tokens. It may have lost its classifier by then.
-        TypeError: If the backbone lacks `forward_features`, num_classes is not an int, or head cannot be called.
+        TypeError: If the backbone lacks `forward_features`, num_classes is not an int, or head cannot be called so.
 
     Attributes:
         num_features: Channels that the head reads; of several branches, the sum.
@@ -67,10 +68,7 @@ class BackboneWithHead(nn.Module):
         super().__init__()
         check_choice(global_pool=global_pool, choices=POOLS)
         check_not_negative(num_classes=num_classes)
-        if not callable(head):
-            raise TypeError(
-                f'head must be a class or function, got {shown(head)}; for a head by name give '
-                f"functools.partial(create_head, 'ml_decoder').")
+        check_builder(head)
         if not hasattr(backbone, 'forward_features'):
             raise TypeError(
                 f'backbone must be a timm image model, got {type(backbone).__name__} without forward_features(); '
@@ -372,7 +370,7 @@ def attach_head(
     Raises:
         ValueError: If the model fails on images of its input size, its features are neither maps nor tokens, or
             num_classes is negative.
-        TypeError: If it is not a timm image model, num_classes is not an int, or head cannot be called.
+        TypeError: If it is not a timm image model, num_classes is not an int, or head cannot be called so.
 
     Example:
         >>> import timm, torch

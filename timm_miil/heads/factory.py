@@ -7,7 +7,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from timm_miil._checks import nearest, shown
+from timm_miil._checks import check_text, nearest, shown
 
 __all__ = ['create_head', 'list_heads']
 
@@ -50,13 +50,14 @@ def create_head(
         **settings: Further arguments of its constructor.
 
     Raises:
-        TypeError: If the constructor does not know a setting.
+        TypeError: If name is no string, or the constructor does not know a setting.
         ValueError: If there is no such head, or a setting is out of range.
 
     Example:
         >>> create_head('csra', in_features=64, num_classes=20, num_heads=4).num_heads
         4
     """
+    check_text(name=name)
     known = {_plain(word): class_name for key, class_name in _CLASS_OF_NAME.items() for word in (key, class_name)}
     class_name = known.get(_plain(name))
     if class_name is None:

@@ -5,6 +5,7 @@ nothing is trained, each subword has a random vector of its own. So it knows spe
 'red 3' and 'digit 7', and 'car' is no nearer to 'automobile' than to 'banana'.
 """
 import hashlib
+import logging
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from timm_miil._checks import check_positive, shown
 
-__all__ = ['embed_characters']
+__all__ = ['embed_characters', 'note_equal']
 
 TEXT_DIM = 300
 NGRAM_CHARS = (3, 4)
 MIN_TEXT_DIM = 8  # fewer dimensions, and words may cancel out
 CHUNK_LABELS = 1024
 CHUNK_WORDS = 4096
+PAIRS_NAMED = 3
+
+_logger = logging.getLogger(__name__)
 
 
 def embed_characters(labels: Sequence[str], text_dim: int = TEXT_DIM) -> Tensor:
@@ -58,6 +62,28 @@ def embed_characters(labels: Sequence[str], text_dim: int = TEXT_DIM) -> Tensor:
     return embeddings
 
 
+def note_equal(labels: Sequence[str], embeddings: Tensor) -> None:
+    """Log a warning of labels with equal embeddings: no model can tell them apart.
+
+    Args:
+        labels: K names.
+        embeddings: One row a label, shape (K, E).
+    """
+    if embeddings.is_meta:
+        return
+    first: dict[bytes, str] = {}
+    pairs = []
+    for label, row in zip(labels, embeddings.detach().float().cpu().contiguous().numpy()):
+        other = first.setdefault(hashlib.blake2b(row, digest_size=16).digest(), label)
+        if other is not label:
+            pairs.append(f'{shown(other)} and {shown(label)}')
+    if pairs:
+        more = f' and {len(pairs) - PAIRS_NAMED} more' if len(pairs) > PAIRS_NAMED else ''
+        _logger.warning(
+            'labels have equal embeddings, and so equal scores: %s%s; leave out or rename one of each.',
+            ', '.join(pairs[:PAIRS_NAMED]), more)
+
+
 def _split_labels(labels: Sequence[str], first: int) -> list[list[str]]:
     """The words of each label; the index of the first is for messages."""
     split = []
@@ -86,7 +112,7 @@ def _embed_labels(labels: Sequence[Sequence[str]], text_dim: int) -> Tensor:
 
 
 def _split_words(label: str) -> list[str]:
-    """The different words in their order: runs of letters, marks and digits; any other visible character alone."""
+    """The different words, sorted: runs of letters, marks and digits; any other visible character alone."""
     text = unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', label).casefold())
     pieces = []
     for char in text:
@@ -97,7 +123,7 @@ def _split_words(label: str) -> list[str]:
             pieces.append(' ')
         elif kind != 'Cf':  # format characters, such as joiners, cannot be seen
             pieces.append(f' {char} ')
-    return list(dict.fromkeys(''.join(pieces).split()))
+    return sorted(set(''.join(pieces).split()))  # one order, so that equal words give equal sums to the bit
 
 
 def _embed_words(words: Sequence[str], text_dim: int) -> Tensor:

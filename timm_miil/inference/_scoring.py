@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from timm_miil._errors import ImageError, PredictionError
 from timm_miil.data import ImageStream, LabelledImages
+from timm_miil.inference.load import input_like
 from timm_miil.inference.predict import MAX_ASPECT, NOT_FINITE, Tagger
 
 __all__ = ['Scores', 'collect_scores']
@@ -221,7 +222,7 @@ class _ModelTimer:
 
     def __init__(self, tagger: Tagger, amp_dtype: torch.dtype | None) -> None:
         self.model, self.num_classes = tagger.model, len(tagger.label_names)
-        self.like = next(self.model.parameters())
+        self.like = input_like(self.model)
         self.amp_dtype = amp_dtype
         self.batches: list[tuple[int, float]] = []
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from timm_miil._checks import check_choice, check_ndim
 from timm_miil._errors import PredictionError
 from timm_miil._extras import require
+from timm_miil.inference.load import input_like, uncompiled
 
 __all__ = ['METHODS', 'Method', 'at_rest', 'choose_method', 'class_maps', 'feature_map']
 
@@ -56,7 +57,8 @@ def class_maps(
         PredictionError: If the model has no single map of features, its logits depend on no positions, or it gives
             values that are not finite.
         TypeError: If the model is not timm's, or an index is not an int.
-        ValueError: If method is unknown or not for this model, an index is out of range, or images have another rank.
+        ValueError: If method is unknown or not for this model, an index is out of range, or images have another rank or
+            number of channels.
 
     Example:
         >>> import timm, timm_miil
@@ -64,8 +66,11 @@ def class_maps(
         >>> class_maps(model, torch.rand(2, 3, 64, 96), classes=[7, 17]).shape
         torch.Size([2, 2, 8, 12])
     """
+    model = uncompiled(model)
     method = choose_method(model, method)
     check_ndim(4, images=images)
+    if images.shape[1] != (in_chans := getattr(model, 'in_chans', images.shape[1])):
+        raise ValueError(f'images must have the {in_chans} channels of the model, got shape {tuple(images.shape)}.')
     num_classes: int = model.num_classes  # type: ignore[assignment]  # timm's contract
     for index in classes:
         if not isinstance(index, int) or isinstance(index, bool):
@@ -73,7 +78,7 @@ def class_maps(
         if not 0 <= index < num_classes:
             raise ValueError(f'classes must be in [0, {num_classes}), got {index}.')
     with at_rest(model):
-        images = images.to(next(model.parameters()))
+        images = images.to(input_like(model))
         maps = _attention(model, images, classes) if method == 'attention' else _cams(model, images, classes, method)
     if not maps.isfinite().all():
         raise PredictionError('the model gives maps that are not finite.')

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from timm_miil._checks import check_positive, nearest, shown
 from timm_miil.inference.class_maps import Method, at_rest, choose_method, class_maps, feature_map
+from timm_miil.inference.load import input_like, uncompiled
 from timm_miil.inference.predict import Tagger
 
 __all__ = ['Explainer', 'explain', 'find_classes']
@@ -94,9 +95,9 @@ class Explainer:
     """
 
     def __init__(self, tagger: Tagger, *, method: Method | None = None) -> None:
-        self.tagger = tagger
-        self.method = choose_method(tagger.model, method)
-        self.offset = _measure_offset(tagger.model)
+        model, self.tagger = uncompiled(tagger.model), tagger
+        self.method = choose_method(model, method)
+        self.offset = _measure_offset(model)
 
     def __call__(
             self,
@@ -210,7 +211,7 @@ def _measure_offset(model: nn.Module) -> tuple[float, float]:
         return (torch.rand(channels, height, width, generator=generator) - mean) / std
 
     with at_rest(model):
-        like = next(model.parameters())
+        like = input_like(model)
         plain = noise(height, width)
         before = feature_map(model, plain[None].to(like))
         rows, columns = before.shape[2:]

@@ -1,5 +1,6 @@
 """A timm model by name, and what it says about its own output: activation, calibration and label names."""
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from huggingface_hub import hf_hub_download
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import create_model, is_model, is_model_pretrained, list_models, parse_model_name
@@ -16,10 +18,11 @@ from torch import Tensor, nn
 from timm_miil import catalog
 from timm_miil._checks import check_class_settings, cut, nearest, shown
 from timm_miil._errors import PredictionError
+from timm_miil.heads.text import note_equal
 
 __all__ = [
     'ACTIVATIONS', 'DEFAULT_ZERO_SHOT_MODEL', 'Activation', 'OutputConfig', 'check_label_names', 'default_activation',
-    'find_label_names', 'load_model', 'set_labels',
+    'find_label_names', 'input_like', 'load_model', 'set_labels', 'uncompiled',
 ]
 
 Activation = Literal['sigmoid', 'softmax']
@@ -145,6 +148,17 @@ def find_label_names(model: nn.Module) -> tuple[str, ...] | None:
     return tuple(ImageNetInfo(subset).label_descriptions()) if subset else None
 
 
+def input_like(model: nn.Module) -> Tensor:
+    """A tensor of the device and dtype that the model's pictures must have; float32 on the CPU if nothing says them."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model inside the wrapper of torch.compile, which passes for it but to timm's test of its truth."""
+    return cast(nn.Module, getattr(model, '_orig_mod', model))
+
+
 def check_label_names(labels: Sequence[str]) -> None:
     """Raise unless these are different names: TypeError for what is no list of strings, else ValueError."""
     if isinstance(labels, str) or not isinstance(labels, Sequence) or not all(isinstance(x, str) for x in labels):
@@ -158,6 +172,8 @@ def check_label_names(labels: Sequence[str]) -> None:
 
 def set_labels(model: Any, labels: Sequence[str], embeddings: Tensor | None = None) -> None:
     """Give a zero-shot model, which has a method `set_queries`, another label set.
+
+    Of labels with equal embeddings a warning is logged.
 
     Args:
         model: The model; changed in place.
@@ -180,6 +196,7 @@ def set_labels(model: Any, labels: Sequence[str], embeddings: Tensor | None = No
             raise ValueError(
                 f'embeddings must have one row a label, got {tuple(embeddings.shape)} for {len(labels)} labels.')
         model.set_queries(embeddings)
+        note_equal(labels, embeddings)
     elif getattr(model, 'labels', None) is None:
         raise PredictionError(
             'the model does not say how its labels were embedded, so that names do not suffice; also give the '

@@ -19,7 +19,7 @@ from timm_miil.data import read_word_vectors
 from timm_miil.inference.images import load_image
 from timm_miil.inference.load import (
     ACTIVATIONS, DEFAULT_ZERO_SHOT_MODEL, Activation, check_label_names, default_activation, find_label_names,
-    load_model, set_labels)
+    input_like, load_model, set_labels, uncompiled)
 
 __all__ = ['DEFAULT_MODEL', 'Prediction', 'Tag', 'Tagger']
 
@@ -313,7 +313,7 @@ class Tagger:
     def _tag_batch(self, inputs: Tensor) -> list[tuple[Tag, ...] | None]:
         """Tags of preprocessed pictures (B, 3, H, W); None for one whose scores are not finite."""
         with torch.inference_mode():  # never round a yield: it would reach the caller
-            logits = self.model(inputs.to(next(self.model.parameters())))
+            logits = self.model(inputs.to(input_like(self.model)))
             expected = (len(inputs), len(self.label_names))
             if not isinstance(logits, Tensor) or logits.shape != expected:
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -376,12 +376,14 @@ def _check_model(model: nn.Module) -> int:
 
 def _build_transform(model: nn.Module) -> Callable[[Image.Image], Tensor]:
     try:
-        config = resolve_model_data_config(model)
-        in_chans = config['input_size'][0]
+        config = resolve_model_data_config(uncompiled(model))
+        # timm keeps the configuration's channels where a model is made for others.
+        odd_chans = {config['input_size'][0], getattr(model, 'in_chans', 3)} - {3}
         transform: Callable[[Image.Image], Tensor] = create_transform(**config)
     except Exception as error:  # the configuration may be anyone's, and timm does not check it
         raise PredictionError(
             f"the model's preprocessing cannot be built: {type(error).__name__}: {cut(str(error))}.") from error
-    if in_chans != 3:
-        raise PredictionError(f'the model takes pictures of {in_chans} channels; tagging is for RGB, 3 channels.')
+    if odd_chans:
+        raise PredictionError(
+            f'the model takes pictures of {odd_chans.pop()} channels; tagging is for RGB, 3 channels.')
     return transform

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from timm_miil._checks import nearest
+from timm_miil._checks import check_text, nearest
 
 __all__ = ['create_loss', 'list_losses']
 
@@ -66,13 +66,14 @@ def create_loss(name: str, **settings: object) -> nn.Module:
         **settings: Arguments of its constructor.
 
     Raises:
-        TypeError: If the constructor does not know a setting or lacks one.
+        TypeError: If name is no string, or the constructor does not know a setting or lacks one.
         ValueError: If there is no such loss, or a setting is out of range.
 
     Example:
         >>> create_loss('asymmetric', gamma_neg=2.0, reduction='mean').gamma_neg
         2.0
     """
+    check_text(name=name)
     known = {_plain(word): class_name for key, class_name in _CLASS_OF_NAME.items() for word in (key, class_name)}
     known |= {short: _CLASS_OF_NAME[key] for short, key in _NAME_OF_SHORT.items()}
     class_name = known.get(_plain(name))

@@ -18,7 +18,7 @@ from timm_miil._checks import check_choice, shown
 from timm_miil._timm import update_model_args
 from timm_miil.heads import ZeroShotMLDecoder
 from timm_miil.heads.attach import POOLS
-from timm_miil.heads.text import embed_characters
+from timm_miil.heads.text import embed_characters, note_equal
 from timm_miil.models._headed import HeadedClassifier, backbone_facts, create_headed, fit_stems, with_backbone_facts
 from timm_miil.models._loading import unwrap
 
@@ -111,6 +111,8 @@ class ZeroShotClassifier(HeadedClassifier):
     def set_labels(self, labels: Sequence[str]) -> None:
         """Choose the label set by name; the names are embedded by their characters, see `embed_characters`.
 
+        Of names that are embedded alike, such as 'cat' and 'Cat', a warning is logged.
+
         Args:
             labels: Names, in the order of the logits.
 
@@ -123,7 +125,9 @@ class ZeroShotClassifier(HeadedClassifier):
             raise ValueError(
                 f'labels must be one or more different names, got {len(set(labels))} different names among '
                 f'{len(labels)}.')
-        self.set_queries(embed_characters(labels, self.text_dim))
+        embeddings = embed_characters(labels, self.text_dim)
+        note_equal(labels, embeddings)
+        self.set_queries(embeddings)
         self.labels = tuple(labels)
         self._note_labels()
 

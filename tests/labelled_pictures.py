@@ -1,4 +1,4 @@
-"""A small model folder and a small data set of files, for the commands that take both."""
+"""A small model folder and a small data set of files, for whatever takes both."""
 import json
 from pathlib import Path
 
