@@ -1,11 +1,25 @@
 """Signals that ask a run to stop, heard where it can."""
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import TypeVar
 
-__all__ = ['StopRequest']
+import torch
+
+from timm_miil.train._host import Host
+
+__all__ = ['StopRequest', 'Stopped']
+
+STOP_EVERY_BATCHES = 8  # of several processes, which wait for each other to know of a signal
+
+_T = TypeVar('_T')
+
+
+class Stopped(Exception):
+    """A signal came while pictures were scored."""
 
 
 class StopRequest:
@@ -30,6 +44,21 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def watch(self, batches: Iterator[_T], host: Host) -> Iterator[_T]:
+        """The batches, of which processes may have different numbers.
+
+        Raises:
+            Stopped: In all processes, after a signal to any.
+        """
+        is_going = True
+        while is_going:
+            some = list(itertools.islice(batches, STOP_EVERY_BATCHES if host.share.count > 1 else 1))
+            yield from some
+            own = torch.tensor([int(bool(self.signal_name)), len(some)], device=host.device)
+            is_stopped, is_going = host.total(own).bool().tolist()
+            if is_stopped:
+                raise Stopped
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name:

@@ -1,13 +1,12 @@
 """The course of a training run: steps, epochs, what is measured and what is saved."""
 import dataclasses
-import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from timm_miil._errors import TrainingError, TrainingInterrupted
 from timm_miil.data import ImageStream, LabelledImages
 from timm_miil.losses import LabelPriorEstimator
 from timm_miil.train._host import Host
-from timm_miil.train._interrupt import StopRequest
+from timm_miil.train._interrupt import Stopped, StopRequest
 from timm_miil.train._loaders import Batch, Share
 from timm_miil.train._output import RunFolder
 from timm_miil.train._state import get_random_state, seed_process, set_random_state
@@ -31,9 +30,6 @@ from timm_miil.train.splits import Splits
 __all__ = ['Reports', 'Run']
 
 LOG_EVERY_STEPS = 50
-STOP_EVERY_BATCHES = 8  # of validation; several processes wait for each other to know of a signal
-
-_T = TypeVar('_T')
 
 
 @dataclass(frozen=True)
@@ -240,7 +236,7 @@ class Run:
             random = get_random_state(self.host.device)
             try:
                 logits, targets = self._score(kept, self.val_loader)
-            except _Stopped:
+            except Stopped:
                 self._save(random)
                 raise self._interrupted() from None
             metrics = self.host.on_main(lambda: _measured(logits, targets, self.recipe.task))
@@ -276,25 +272,11 @@ class Run:
         """Logits and targets of all processes' pictures, on the main one."""
         num_classes = len(loader.dataset.source.label_names)
         logits, targets = [torch.empty(0, num_classes)], [torch.empty(0, num_classes, dtype=torch.int8)]
-        for scores, labels in self._until_stopped(score_batches(model, loader, autocast=self.host.autocast)):
+        batches = score_batches(model, loader, autocast=self.host.autocast)
+        for scores, labels in self.stop.watch(batches, self.host):
             logits.append(scores.cpu())
             targets.append(labels)
         return self.host.gather(torch.cat(logits)), self.host.gather(torch.cat(targets))
-
-    def _until_stopped(self, batches: Iterator[_T]) -> Iterator[_T]:
-        """The batches, of which processes may have different numbers.
-
-        Raises:
-            _Stopped: In all processes, after a signal to any.
-        """
-        is_going = True
-        while is_going:
-            some = list(itertools.islice(batches, STOP_EVERY_BATCHES if self.host.share.count > 1 else 1))
-            yield from some
-            own = torch.tensor([int(bool(self.stop.signal_name)), len(some)], device=self.host.device)
-            is_stopped, is_going = self.host.total(own).bool().tolist()
-            if is_stopped:
-                raise _Stopped
 
     def _keep_if_best(
             self, epoch: int, score: float, model: nn.Module, logits: Tensor | None, targets: Tensor | None) -> None:
@@ -332,7 +314,7 @@ class Run:
             own = source if tuple(labels) == source.label_names else source.with_labels(labels)  # type: ignore
             try:
                 logits, targets = self._score(model, self._eval_loader(own))
-            except _Stopped:
+            except Stopped:
                 raise self._interrupted() from None
             return self.host.on_main(lambda: _measured(logits, targets, self.recipe.task))
 
@@ -409,10 +391,6 @@ class Run:
             except OSError as error:
                 return f'the pictures of the step could not be written ({error})'
         return TrainingError(f'{words}; {self.host.on_main(write)}.')
-
-
-class _Stopped(Exception):
-    """A signal came while pictures were scored."""
 
 
 def _measured(logits: Tensor | None, targets: Tensor | None, task: str) -> dict[str, float]:
