@@ -9,6 +9,7 @@ trains ever held. Processes: one and two, of one thread each, started by torchru
 """
 import argparse
 import csv
+import itertools
 import os
 import resource
 import subprocess
@@ -29,6 +30,9 @@ from timm_miil.train import Recipe, Splits, load_recipe, read_splits, train
 from timm_miil.train.build import build_model, build_optimizer, build_scheduler, build_task, build_train_loader
 
 SCENES = SceneConfig(num_train=1000, num_val=40, num_test=40)
+PICTURES = {
+    '64 px': (SCENES, 64),
+    '448 px to 224': (SceneConfig(num_train=256, num_val=40, num_test=40, image_size=448), 224)}
 RESNET50 = {
     'batch_size': '8', 'optimizer.name': 'adamw', 'optimizer.lr': '1e-4', 'model.name': 'mldecoder',
     'model.args': '{backbone = "resnet50"}'}
@@ -85,44 +89,47 @@ def contestants(recipe: Recipe, splits: Splits) -> dict[str, Callable[[], float]
     return {'by hand': lambda: by_hand(False), 'engine': by_engine, 'steps alone': lambda: by_hand(True)}
 
 
-def steps(scenes: Path) -> list[dict[str, object]]:
+def steps(folder: Path) -> list[dict[str, object]]:
     torch.set_num_threads(1)
     rows = []
     for case, (changes, num_steps, repeats) in CASES.items():
         recipe = load_recipe('scenes_asl').override({**changes, 'epochs': '1'})
-        own = read_splits(scenes)
+        own = read_splits(make_scenes(folder / 'scenes', SCENES))
         few = InMemory(own.val, recipe.batch_size)
         splits = Splits(InMemory(own.train, num_steps * recipe.batch_size), few, None)
         rows += compare(
-            contestants(recipe, splits), repeats=repeats, clock=itself, question='steps', case=case,
-            batch_size=recipe.batch_size, kilobytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            contestants(recipe, splits), repeats=repeats, clock=itself, case=case, batch_size=recipe.batch_size,
+            kilobytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return rows
 
 
-def reading(scenes: Path) -> list[dict[str, object]]:
+def reading(folder: Path) -> list[dict[str, object]]:
     """One epoch of files to batches, in processes of their own; timm's loader reads the same files in its own order."""
-    recipe, splits = load_recipe('scenes_asl'), read_splits(scenes)
-    model = build_model(recipe, splits.label_names)
-    config, augment = resolve_model_data_config(model), recipe.augment
     rows = []
-    for workers in (1, 2):
+    for (case, (scenes, size)), workers in itertools.product(PICTURES.items(), (1, 2)):
+        data = make_scenes(folder / f'pictures-{scenes.image_size}', scenes)
+        recipe, splits = load_recipe('scenes_asl').override({'augment.image_size': str(size)}), read_splits(data)
+        model = build_model(recipe, splits.label_names)
+        config, augment = resolve_model_data_config(model), recipe.augment
         ours = build_train_loader(recipe.override({'workers': str(workers)}), splits.train, model)
         timms = create_loader(
-            ImageDataset(str(scenes / 'train'), reader='folder', class_map=''), config['input_size'], recipe.batch_size,
+            ImageDataset(str(data / 'train'), reader='folder', class_map=''), config['input_size'], recipe.batch_size,
             is_training=True, scale=augment.scale, ratio=augment.ratio, hflip=augment.hflip, color_jitter=0.0,
             interpolation=config['interpolation'], mean=config['mean'], std=config['std'], num_workers=workers,
             use_prefetcher=False, persistent_workers=True, device=torch.device('cpu'))
         found = compare(
             {'timm': lambda: sum(len(images) for images, _ in timms),
              'engine': lambda: sum(len(batch.images) for batch in ours.batches(0))},
-            repeats=7, clock=wall, question='reading', case=f'scenes, {workers} workers', batch_size=recipe.batch_size)
+            repeats=7, clock=wall, case=f'{case}, {workers} workers', batch_size=recipe.batch_size)
         num_images = len(ours) * recipe.batch_size
         rows += [row | {'images_per_second': round(1e3 * num_images / float(str(row['median_ms'])))} for row in found]
     return rows
 
 
-def processes(scenes: Path, folder: Path) -> list[dict[str, object]]:
+def processes(folder: Path) -> list[dict[str, object]]:
     """Pictures a second of one and of two processes of one thread, the second epoch of two; in turns."""
+    scenes = make_scenes(folder / 'scenes', SCENES)
+
     def seconds(count: int) -> float:
         output = folder / f'run-{count}-{time.monotonic_ns()}'
         subprocess.run([
@@ -135,23 +142,20 @@ def processes(scenes: Path, folder: Path) -> list[dict[str, object]]:
 
     rows = compare(
         {'one process': lambda: seconds(1), 'two processes': lambda: seconds(2)}, repeats=3, warmup=0, clock=itself,
-        question='processes', case='scenes_asl', batch_size=32)
+        case='scenes_asl', batch_size=32)
     return [row | {'images_per_second': round(1e3 / float(str(row['median_ms'])))} for row in rows]
+
+
+QUESTIONS = {'steps': steps, 'reading': reading, 'processes': processes}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--only', nargs='+', choices=['steps', 'reading', 'processes'])
+    parser.add_argument('--only', nargs='+', choices=QUESTIONS)
     ns = parser.parse_args()
-    wanted = ns.only or ['steps', 'reading', 'processes']
-    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        scenes = make_scenes(folder / 'scenes', SCENES)
-        rows += steps(scenes) if 'steps' in wanted else []
-        rows += reading(scenes) if 'reading' in wanted else []
-        rows += processes(scenes, folder) if 'processes' in wanted else []
-    save('training-cpu', rows)
+        for question in ns.only or QUESTIONS:
+            save(f'training-{question}-cpu', QUESTIONS[question](Path(name)))
 
 
 if __name__ == '__main__':
