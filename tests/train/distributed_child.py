@@ -1,6 +1,6 @@
 """Trains as a file asks, in as many processes as it was launched with; each writes what came of it.
 
-The arguments are a folder of pictures, a JSON file {name: {'changes', 'output', 'signal', 'stream'}} and a folder to
+The arguments are a folder of pictures, a JSON file {name: {'changes', 'output', ...}} and a folder to
 write to. A job has settings over `RECIPE`, may write an output, may be stopped by a SIGTERM to the second process, in
 its second step or its first validation, and then resumed, and may read a stream. The test imports `run`, for the same
 in one process.
@@ -17,7 +17,7 @@ import torch
 
 from timm_miil._errors import TrainingError, TrainingInterrupted
 from timm_miil.data import ImageStream
-from timm_miil.train import Splits, _run, load_recipe, read_splits, train
+from timm_miil.train import Splits, _scoring, load_recipe, read_splits, train
 
 # Without batch norm, which would see the pictures of one process only. Momentum without adaptive steps, which would
 # turn rounding into steps where a gradient is 0.
@@ -26,6 +26,7 @@ RECIPE = {
     'model.args': '{img_size = 32, patch_size = 8, embed_dim = 16, depth = 2, num_heads = 2, '
                   'pretrained_cfg_overlay = {input_size = [3, 32, 32]}}',
     'optimizer.name': 'momentum', 'optimizer.lr': '0.003'}
+WIDE = 304    # channels of which a block has more parameters than the engine shards at least
 
 
 class InMemory(ImageStream):
@@ -43,15 +44,17 @@ class InMemory(ImageStream):
             yield self.source.load_image(row), self.source.labels.row(row), self.source.image_name(row)
 
 
-def splits_of(scenes, is_stream=False):
+def splits_of(scenes, is_stream=False, few=23):
     """Numbers of pictures that two processes cannot share evenly."""
     splits = read_splits(scenes)
-    parts = splits.train, splits.val.select(range(23)), splits.test.select(range(31))
+    parts = splits.train, splits.val.select(range(few)), splits.test.select(range(31))
     return Splits(*map(InMemory, parts)) if is_stream else Splits(*parts)
 
 
 def run(scenes, job, output, interrupting=None):
     recipe = load_recipe(Path(__file__).with_name('tiny.toml')).override({**RECIPE, **job['changes']})
+    if job.get('wide'):
+        recipe = recipe.override({'model.args.embed_dim': str(WIDE)})
     steps, words = [], []
 
     def on_epoch(record):
@@ -59,7 +62,7 @@ def run(scenes, job, output, interrupting=None):
 
     def attempt(**settings):
         return train(
-            recipe, splits_of(scenes, job.get('stream', False)), device='cpu', on_epoch=on_epoch,
+            recipe, splits_of(scenes, job.get('stream', False), job.get('few', 23)), device='cpu', on_epoch=on_epoch,
             output=output if job.get('output') else None, **settings)
 
     try:
@@ -99,16 +102,16 @@ def interrupt_at(number):
 
 def interrupt_validation():
     """Send this process SIGTERM when it has scored its first pictures."""
-    real = _run.score_batches
+    real = _scoring.score_batches
 
     def score_batches(*args, **kwargs):
-        _run.score_batches = real
+        _scoring.score_batches = real
         for number, batch in enumerate(real(*args, **kwargs)):
             if number == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    _run.score_batches = score_batches
+    _scoring.score_batches = score_batches
 
 
 INTERRUPTIONS = {'step': lambda: interrupt_at(2), 'validation': interrupt_validation}

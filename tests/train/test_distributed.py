@@ -33,6 +33,8 @@ JOBS = {
     'infinite': {'changes': {'optimizer.lr': '1e30', 'schedule.name': 'constant', 'schedule.warmup_epochs': '0'},
                  'output': True},
     'stream': {'changes': {}, 'stream': True},
+    'fsdp_uneven': {'changes': {'fsdp': 'true', 'batch_size': '8'}, 'few': 9, 'wide': True},
+    'uneven': {'changes': {'batch_size': '8'}, 'few': 9},
     'odd': {'changes': {'batch_size': '15'}},
     'sync_bn': {'changes': {'sync_bn': 'true'}},
 }
@@ -108,6 +110,15 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(launched, tiny_sc
     assert other_words.replace('SIGTERM', 'a signal to another process') == words
     check_same(main, alone(tiny_scenes, name, tmp_path), tolerance=2e-5)
     assert (folder / 'summary.json').exists() and (folder / 'results.csv').exists()
+
+
+@pytest.mark.parametrize('name', ['uneven', 'fsdp_uneven'])
+def test_processes_validate_different_numbers_of_batches(launched, tiny_scenes, tmp_path, name):
+    main, _, _ = launched['torchrun', name]
+    want = alone(tiny_scenes, name, tmp_path)
+    assert main['logits'].shape == (9, 20)
+    torch.testing.assert_close(main['logits'], want['logits'], rtol=1e-3, atol=1e-4)
+    assert torch.equal(main['targets'], want['targets']) and main['test'] == pytest.approx(want['test'], rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_all(launched):

@@ -23,6 +23,9 @@ class Host(Protocol):
     lag: int
     """Steps until the numbers of a step can be read without waiting for the device."""
 
+    is_sharded: bool
+    """Whether parts of the network lie in several processes."""
+
     rebuilds: bool
     """Whether the network itself is changed for training, not just wrapped."""
 

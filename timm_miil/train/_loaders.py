@@ -84,7 +84,7 @@ class WorkerLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         self.generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
-        return super().__iter__()
+        return _with_plain_errors(super().__iter__())
 
 
 class EpochLoader:
@@ -276,6 +276,18 @@ def _check_enough(num_images: int, batch_size: int) -> None:
     if num_images < batch_size:
         raise ValueError(
             f'batch_size must be at most the number of training pictures, got {batch_size} for {num_images} pictures.')
+
+
+def _with_plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; an error of a worker, which torch wraps into a page of text, is what it was there."""
+    try:
+        yield from batches
+    except Exception as error:
+        text = str(error)
+        if not text.startswith(f'Caught {type(error).__name__} in DataLoader worker'):
+            raise
+        _, _, words = text.rstrip().splitlines()[-1].partition(': ')
+        raise type(error)(words) from error
 
 
 def _leave_signals_alone(worker: int) -> None:

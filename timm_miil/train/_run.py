@@ -10,19 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from timm_miil._errors import TrainingError, TrainingInterrupted
-from timm_miil.data import ImageStream, LabelledImages
+from timm_miil.data import LabelledImages
 from timm_miil.losses import LabelPriorEstimator
 from timm_miil.train._host import Host
 from timm_miil.train._interrupt import Stopped, StopRequest
-from timm_miil.train._loaders import Batch, Share
+from timm_miil.train._loaders import Batch
 from timm_miil.train._output import RunFolder
+from timm_miil.train._scoring import Scorer, measured
 from timm_miil.train._state import get_random_state, seed_process, set_random_state
 from timm_miil.train.build import (
-    build_eval_loader, build_loss, build_mixup, build_model, build_optimizer, build_scheduler, build_task,
-    build_train_loader)
-from timm_miil.train.evaluate import METRIC_OF_TASK, measure, score_batches
+    build_loss, build_mixup, build_model, build_optimizer, build_scheduler, build_task, build_train_loader,
+    check_unknown)
+from timm_miil.train.evaluate import METRIC_OF_TASK
 from timm_miil.train.recipe import Recipe
 from timm_miil.train.results import EpochRecord, StepRecord, TrainResult
 from timm_miil.train.splits import Splits
@@ -86,9 +88,11 @@ class Run:
         criterion = build_loss(
             recipe.loss, recipe.task, prior=prior, is_mixed=self.mixup is not None,
             class_counts=splits.train.labels.counts()[0] if isinstance(splits.train, LabelledImages) else None)
+        check_unknown(criterion, splits.train)
         self.model = host.place(build_model(recipe, labels))
         self.loader = build_train_loader(recipe, splits.train, self.model, share=host.share, device=device)
-        self.val_loader = self._eval_loader(splits.val)
+        self.scorer = Scorer(recipe, host, self.stop, self.model)
+        self.val_loader = self.scorer.loader(splits.val)
         self.criterion = criterion
         self.task = build_task(recipe, self.model, device, criterion=criterion)
         host.wrap(self.task)
@@ -101,6 +105,7 @@ class Run:
 
         self.epoch = self.step = 0
         self.lr = self.loss_sum = self.seconds = 0.0
+        self.last: _Pending | None = None  # step that was read
         self.records: list[EpochRecord] = []
         self.best_epoch, self.best_score, self.best_name = 0, -math.inf, ''
         self.best_weights: dict[str, Tensor] = {}
@@ -211,8 +216,9 @@ class Run:
         """Take the numbers of a step; whether to stop."""
         loss, stops = pending.read()
         loss /= self.divisor
+        self.last = pending
         if not math.isfinite(loss):
-            raise self._not_finite(pending, loss)
+            raise self._not_finite(pending, f'the loss became {loss}')
         self.loss_sum += loss
         if self.host.is_main and self.reports.on_step is not None:
             self.reports.on_step(StepRecord(
@@ -226,6 +232,7 @@ class Run:
     def _end_epoch(self) -> None:
         """Validate, keep the best and save."""
         steps = len(self.loader)
+        self._check_weights()
         self.optimizer.zero_grad()  # it frees memory, and heads with none waiting evaluate faster, to rounding
         kept = self.task.trainable_module_ema.module if self.task.has_ema() else self.model
         for module in {id(module): module for module in (self.model, kept)}.values():
@@ -235,11 +242,11 @@ class Run:
         if self.observer is None:
             random = get_random_state(self.host.device)
             try:
-                logits, targets = self._score(kept, self.val_loader)
+                logits, targets = self.scorer.score(kept, self.val_loader)
             except Stopped:
                 self._save(random)
                 raise self._interrupted() from None
-            metrics = self.host.on_main(lambda: _measured(logits, targets, self.recipe.task))
+            metrics = self.host.on_main(lambda: measured(logits, targets, self.recipe.task))
             self._keep_if_best(epoch, metrics[METRIC_OF_TASK[self.recipe.task]], kept, logits, targets)
         record = EpochRecord(
             epoch, self.lr, self.loss_sum / steps, metrics, self.seconds,
@@ -261,22 +268,12 @@ class Run:
 
     # ---- measuring
 
-    def _eval_loader(self, source: LabelledImages | ImageStream) -> Any:
-        share = Share(self.host.share.index, self.host.share.count)
-        batch_size = max(self.recipe.batch_size // (share.count * self.recipe.grad_accum_steps), 1)
-        return build_eval_loader(
-            source, self.model, batch_size=batch_size, workers=self.recipe.workers, share=share,
-            device=self.host.device)
-
     def _score(self, model: nn.Module, loader: Any) -> tuple[Tensor | None, Tensor | None]:
-        """Logits and targets of all processes' pictures, on the main one."""
-        num_classes = len(loader.dataset.source.label_names)
-        logits, targets = [torch.empty(0, num_classes)], [torch.empty(0, num_classes, dtype=torch.int8)]
-        batches = score_batches(model, loader, autocast=self.host.autocast)
-        for scores, labels in self.stop.watch(batches, self.host):
-            logits.append(scores.cpu())
-            targets.append(labels)
-        return self.host.gather(torch.cat(logits)), self.host.gather(torch.cat(targets))
+        """Logits and targets of all processes' pictures, on the main one, when all steps are saved."""
+        try:
+            return self.scorer.score(model, loader)
+        except Stopped:
+            raise self._interrupted() from None
 
     def _keep_if_best(
             self, epoch: int, score: float, model: nn.Module, logits: Tensor | None, targets: Tensor | None) -> None:
@@ -312,11 +309,8 @@ class Run:
 
         def figures(labels: Sequence[str]) -> dict[str, float]:
             own = source if tuple(labels) == source.label_names else source.with_labels(labels)  # type: ignore
-            try:
-                logits, targets = self._score(model, self._eval_loader(own))
-            except Stopped:
-                raise self._interrupted() from None
-            return self.host.on_main(lambda: _measured(logits, targets, self.recipe.task))
+            logits, targets = self._score(model, self.scorer.loader(own))
+            return self.host.on_main(lambda: measured(logits, targets, self.recipe.task))
 
         seen = figures(self.splits.label_names)
         if self.recipe.task != 'zero_shot' or not self.recipe.unseen_labels:
@@ -332,6 +326,7 @@ class Run:
         """Write a checkpoint of this moment, with other random states if they are given."""
         if self.folder is None:
             return
+        self._check_weights()
         observed = {} if self.observer is None else {
             name: self.host.total(buffer).cpu() for name, buffer in self.observer.named_buffers()}
         state = {
@@ -372,17 +367,28 @@ class Run:
             f'{self.stop.signal_name or "a signal to another process"}: stopped after {where}, and saved all in '
             f"{self.folder and self.folder.checkpoints}. Go on with resume='auto' (--resume auto).")
 
-    def _not_finite(self, pending: _Pending, loss: float) -> TrainingError:
+    def _check_weights(self) -> None:
+        """Raise TrainingError if a step has spoilt the weights: its loss was of the ones before."""
+        if self.last is None:
+            return
+        spoilt = torch.zeros((), device=self.host.device)
+        for parameter in self.model.parameters():
+            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            spoilt += (~local.detach().isfinite()).any()
+        if self.host.total(spoilt):
+            raise self._not_finite(self.last, 'weights became infinite or nan')
+
+    def _not_finite(self, pending: _Pending, what: str) -> TrainingError:
         words = (
-            f'the loss became {loss} in epoch {self.epoch + 1}, step {pending.step + 1} of {len(self.loader)}, at '
-            f'learning rate {pending.lr:.3g}; lower optimizer.lr or lengthen schedule.warmup_epochs')
+            f'{what} in epoch {self.epoch + 1}, step {pending.step + 1} of {len(self.loader)}, at learning rate '
+            f'{pending.lr:.3g}; lower optimizer.lr or lengthen schedule.warmup_epochs')
         if self.folder is None:
             return TrainingError(f'{words}.')
         folder = self.folder
         images = self.host.gather(torch.cat([part.images for part in pending.parts]))
         targets = self.host.gather(torch.cat([part.targets for part in pending.parts]))
         names = self.host.gather_objects([name for part in pending.parts for name in part.names()])
-        facts = {'epoch': self.epoch + 1, 'step': pending.step + 1, 'loss': str(loss), 'lr': pending.lr,
+        facts = {'epoch': self.epoch + 1, 'step': pending.step + 1, 'what': what, 'lr': pending.lr,
                  'label_names': list(self.splits.label_names), 'names': [name for each in names for name in each]}
 
         def write() -> str:
@@ -391,9 +397,3 @@ class Run:
             except OSError as error:
                 return f'the pictures of the step could not be written ({error})'
         return TrainingError(f'{words}; {self.host.on_main(write)}.')
-
-
-def _measured(logits: Tensor | None, targets: Tensor | None, task: str) -> dict[str, float]:
-    if logits is None or targets is None or not len(logits):
-        raise ValueError('there are no pictures to measure the network on; give the split pictures, or another split.')
-    return measure(logits, targets, task)

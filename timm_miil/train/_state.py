@@ -17,7 +17,8 @@ from timm_miil.train.splits import Splits
 __all__ = [
     'differences', 'fingerprint', 'get_random_state', 'seed_process', 'seeded_run', 'set_random_state']
 
-# Settings that leave the result as it is (to rounding), or that are said again by what the data hold.
+# Settings that leave the result as it is, but for rounding and for what sees one part of a step (batch norms, budgets
+# of losses) or one worker's share of a stream, or that are said again by what the data hold.
 FREE = frozenset({
     'checkpoint_steps', 'data', 'grad_accum_steps', 'keep_checkpoints', 'paper', 'scenes', 'stop_epoch',
     'summary', 'torchcompile', 'workers'})

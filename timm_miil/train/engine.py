@@ -63,8 +63,8 @@ def train(
 
     The same recipe and data give the same weights, to the bit, on one machine's CPU with one number of threads, also
     where the run was killed and resumed. Several processes take the same pictures for each step as one would; what
-    they give differs by rounding, by what is drawn while training (dropout), and by batch norms, which see the pictures
-    of one process unless `sync_bn`. The caller's random number generators are left as they were.
+    they give differs by rounding, dropout and what sees the pictures of one process: batch norms unless `sync_bn`, and
+    the budget of CSL. The caller's random number generators are left as they were.
 
     Started by torchrun or accelerate launch, each process calls this with the same arguments.
 
@@ -212,7 +212,7 @@ class _Processes:
         if self.count == 1:
             return rows.cpu()
         sizes, parts = self.gather_objects(len(rows)), []
-        length = max(GATHER_ELEMENTS // max(rows[:1].numel(), 1), 1)
+        length = max(GATHER_ELEMENTS // max(rows.shape[1:].numel(), 1), 1)
         for process, size in enumerate(sizes):
             for start in range(0, size, length):
                 if process == self.share.index:

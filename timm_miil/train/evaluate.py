@@ -1,7 +1,8 @@
 """What a network says of pictures, and how good that is."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from timm_miil._checks import check_choice
 from timm_miil.data import ImageStream, LabelledImages
 from timm_miil.metrics import MultilabelAveragePrecision, multilabel_f1
-from timm_miil.train._loaders import WorkerLoader
 from timm_miil.train.build import build_eval_loader
 
 __all__ = ['METRIC_OF_TASK', 'evaluate', 'measure', 'score_batches']
@@ -56,7 +56,7 @@ def evaluate(
 
 def score_batches(
         model: nn.Module,
-        loader: WorkerLoader,
+        loader: Iterable[Any],
         *,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -64,7 +64,7 @@ def score_batches(
 
     Args:
         model: Network on its device; it is in evaluation mode while this is iterated, and then as it was.
-        loader: Pictures and targets.
+        loader: Batches of pictures and targets.
         autocast: Makes the context in which the model runs.
 
     Returns:

@@ -38,7 +38,7 @@ class Recipe:
             0 keeps the raw ones.
         channels_last: Keep feature maps with the channels innermost, which most processors convolve faster.
         workers: Processes that read pictures, for each training process; 0 reads them in the training process. No
-            result depends on it.
+            result depends on it, but the order of a stream does.
         model: The network.
         loss: The loss.
         optimizer: The optimizer.

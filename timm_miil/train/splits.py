@@ -1,11 +1,13 @@
 """Which pictures are learnt from, which choose the best epoch, and which test it."""
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from PIL import Image
+from torch import Tensor
 
 from timm_miil._checks import nearest
 from timm_miil.data import (
@@ -142,8 +144,7 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
         train = _readable(splits.train, 'partial is given, and')
         splits = Splits(forget_labels(train, recipe.partial, seed=recipe.seed), splits.val, splits.test)
     if recipe.task == 'single_label':
-        for split in ('train', 'val', 'test'):
-            _check_single(getattr(splits, split), split)
+        splits = Splits(*(_single(getattr(splits, split), split) for split in ('train', 'val', 'test')))
     return splits
 
 
@@ -168,9 +169,34 @@ def _readable(source: LabelledImages | ImageStream, why: str) -> LabelledImages:
     return source
 
 
-def _check_single(source: LabelledImages | ImageStream | None, split: str) -> None:
-    if not isinstance(source, LabelledImages):
-        return  # a stream tells its labels as it goes
+class _SingleLabelStream(ImageStream):
+    """A stream whose pictures show one label each, which is found out as it goes."""
+
+    def __init__(self, source: ImageStream, split: str) -> None:
+        super().__init__(source.label_names, source.num_images)
+        self.source, self.split = source, split
+
+    def iterate(
+            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
+    ) -> Iterator[tuple[Image.Image, Tensor, str]]:
+        for image, targets, name in self.source.iterate(
+                seed=seed, epoch=epoch, process=process, num_processes=num_processes):
+            count = int((targets == 1).sum())
+            if count != 1:
+                raise ValueError(_not_single(count, self.split, name))
+            yield image, targets, name
+
+
+def _single(source: LabelledImages | ImageStream | None, split: str) -> Any:
+    """The source; of a stream, one that raises ValueError when it comes to a picture without exactly one label."""
+    if isinstance(source, ImageStream):
+        return _SingleLabelStream(source, split)
+    if source is not None:
+        _check_single(source, split)
+    return source
+
+
+def _check_single(source: LabelledImages, split: str) -> None:
     labels = source.labels
     shown = int((labels.values == 1).sum())
     rows = torch.from_numpy(labels.starts[1:] - labels.starts[:-1])
@@ -181,8 +207,13 @@ def _check_single(source: LabelledImages | ImageStream | None, split: str) -> No
     if len(wrong):
         first = int(wrong[0])
         raise ValueError(
-            f"task 'single_label' needs exactly one present label a picture, got {int(counts[first])} in {split}, "
-            f"picture {source.image_name(first)!r}, and {len(wrong)} such pictures; take task 'multi_label'.")
+            _not_single(int(counts[first]), split, source.image_name(first), f', and {len(wrong)} such pictures'))
+
+
+def _not_single(count: int, split: str, name: str, more: str = '') -> str:
+    return (
+        f"task 'single_label' needs exactly one present label a picture, got {count} in {split}, picture {name!r}"
+        f"{more}; take task 'multi_label'.")
 
 
 def _difference(labels: Sequence[str], others: Sequence[str]) -> str:

@@ -1,0 +1,118 @@
+"""What stops a run is one error that says what to do, whoever meets it: a loss, a worker, a step, a stream."""
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import timm_miil.train._scoring as scoring_module
+from timm_miil._errors import ImageError, TrainingError, TrainingInterrupted
+from timm_miil.data import ImageStream, SparseTargets
+from timm_miil.train import Splits, list_recipes, load_recipe, read_splits, train
+
+DIVERGING = {
+    'epochs': '1', 'batch_size': '32', 'optimizer.name': 'sgd', 'optimizer.lr': '1e38', 'schedule.name': 'constant',
+    'schedule.warmup_epochs': '0'}
+
+
+@pytest.fixture
+def pictures(tiny_scenes):
+    splits = read_splits(tiny_scenes)
+    return Splits(splits.train.select(range(32)), splits.val.select(range(8)))
+
+
+class Stream(ImageStream):
+    def __init__(self, source):
+        super().__init__(source.label_names, len(source))
+        self.source = source
+
+    def iterate(self, *, seed, epoch, process, num_processes):
+        for row in range(process, len(self.source), num_processes):
+            yield self.source.load_image(row), self.source.labels.row(row), self.source.image_name(row)
+
+
+def with_targets(images, targets):
+    images.labels = SparseTargets.from_dense(targets)
+    return images
+
+
+def test_unknown_labels_that_the_loss_refuses_are_told_before_training(tiny_recipe, pictures):
+    targets = pictures.train.targets
+    targets[3, 5] = targets[4, 0] = -1
+    splits = Splits(with_targets(pictures.train, targets), pictures.val)
+    steps = []
+    with pytest.raises(ValueError, match=(
+            r'^2 labels of the training pictures are unknown \(-1\), which AsymmetricLoss refuses; set '
+            r'loss.args.ignore_unknown = true to leave them out, or take')):
+        train(tiny_recipe, splits, on_step=steps.append)
+    assert not steps
+    train(tiny_recipe.override({'loss.args.ignore_unknown': 'true', 'epochs': '1'}), splits, on_step=steps.append)
+    assert steps
+
+
+@pytest.mark.parametrize('name', ['asl_voc', 'finetune'])
+def test_recipes_whose_pictures_may_have_unknown_labels_leave_them_out(name):
+    assert name in list_recipes() and load_recipe(name).loss.args['ignore_unknown'] is True
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_damaged_picture_is_one_line_whoever_read_it(tiny_recipe, pictures, tmp_path, workers, split):
+    bad = tmp_path / 'bad.png'
+    bad.write_bytes(b'no picture')
+    images = getattr(pictures, split)
+    load = images.load_image
+    images.load_image = lambda row: load(row) if row != 5 else type(images).load_image(_Bad(images, bad), 0)
+    with pytest.raises(ImageError) as caught:
+        train(tiny_recipe.override({'epochs': '1', 'workers': str(workers)}), pictures)
+    assert str(caught.value) == f"cannot read '{bad}': it is not a JPEG, PNG, WebP, GIF, BMP or TIFF picture."
+
+
+class _Bad:
+    def __init__(self, images, path):
+        self.image_paths = [path]
+
+
+@pytest.mark.parametrize('settings', [{}, {'checkpoint_steps': '1'}])
+def test_a_step_that_spoils_the_weights_is_told_as_such_and_not_saved(tiny_recipe, pictures, tmp_path, settings):
+    recipe = tiny_recipe.override({**DIVERGING, **settings})
+    with pytest.raises(TrainingError, match=(
+            r'^weights became infinite or nan in epoch 1, step 1 of 1, at learning rate 1e\+38; lower optimizer.lr .*; '
+            r'the pictures of the step are in ')):
+        train(recipe, pictures, output=tmp_path / 'run')
+    facts = json.loads((tmp_path / 'run' / 'nonfinite.json').read_text())
+    assert len(facts['names']) == 32 and facts['what'] == 'weights became infinite or nan'
+    assert not list((tmp_path / 'run' / 'checkpoints').glob('*.pt'))
+
+
+@pytest.mark.parametrize('shown', [0, 2])
+def test_a_stream_of_pictures_with_other_than_one_label_is_refused(tiny_recipe, pictures, shown):
+    targets = torch.eye(20, dtype=torch.int8)[torch.arange(32) % 20]
+    targets[7, :2] = int(shown == 2)
+    targets[7, 7] = 0
+    recipe = tiny_recipe.override({
+        'task': 'single_label', 'loss.name': 'cross_entropy', 'loss.args': '{}', 'epochs': '1'})
+    good = torch.eye(20, dtype=torch.int8)[torch.arange(8)]
+    splits = Splits(Stream(with_targets(pictures.train, targets)), Stream(with_targets(pictures.val, good)))
+    with pytest.raises(ValueError, match=(
+            f"^task 'single_label' needs exactly one present label a picture, got {shown} in train, picture '.*'; take "
+            f"task 'multi_label'")):
+        train(recipe, splits)
+
+
+def test_a_signal_while_a_resumed_run_measures_its_best_epoch(tiny_recipe, pictures, tmp_path, monkeypatch):
+    want = train(tiny_recipe, pictures, output=tmp_path / 'run')
+    real = scoring_module.score_batches
+
+    def score_batches(*args, **kwargs):
+        for batch in real(*args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(scoring_module, 'score_batches', score_batches)
+    with pytest.raises(TrainingInterrupted, match='^SIGTERM: stopped after epoch 2, and saved all in '):
+        train(tiny_recipe, pictures, output=tmp_path / 'run', resume='auto')
+    monkeypatch.setattr(scoring_module, 'score_batches', real)
+    result = train(tiny_recipe, pictures, output=tmp_path / 'run', resume='auto')
+    assert torch.equal(result.val_logits, want.val_logits)
