@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_the_card_tells_of_the_run(trained):
             '72 pictures to train on, 24 to choose the epoch by and 32 to test, of 20 labels',
             f'| test | {summary["test"]["map"]:.2f} |', f'| val | {summary["val"]["map"]:.2f} |',
             f'the weights are of epoch {summary["best_epoch"]} of 2',
-            "`timm-miil train tiny --data-dir 'my pictures' --set optimizer.lr=0.02`",
+            "`timm-miil train tiny.toml --data-dir 'my pictures' --set optimizer.lr=0.02`",
             'arXiv:2111.12933', 'arXiv:2009.14119'):
         assert words in card, words
 
@@ -133,6 +134,18 @@ def test_a_run_is_not_written_over_but_gone_on_with(trained, data_dir, capsys):
     assert (output / 'model' / 'model.safetensors').read_bytes() == weights
 
 
+def test_what_was_tuned_stays_with_its_weights(trained, data_dir, tmp_path, capsys):
+    output = shutil.copytree(trained[0], tmp_path / 'run')
+    assert main(['tune', str(output / 'model'), '--data-dir', str(data_dir), '--split', 'val']) == 0
+    config = json.loads((output / 'model' / 'config.json').read_text())
+    words = TINY, '--data-dir', data_dir, '--output', output, '--lr', '0.02', '--resume', 'auto'
+    capsys.readouterr()
+    assert run(*words) == 0
+    line = f'{output}/model/config.json: thresholds and temperatures of these very weights are kept'
+    assert line in capsys.readouterr().out.splitlines()
+    assert json.loads((output / 'model' / 'config.json').read_text()) == config and len(config['thresholds']) == 20
+
+
 def test_recipes_are_listed_with_what_they_are(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run() == 0
@@ -150,7 +163,7 @@ def test_pictures_are_made_where_there_are_none(tmp_path, capsys, monkeypatch):
     assert out.startswith('runs/tiny/scenes: 72 pictures to train on') and '--data-dir runs/tiny/scenes' in out
     card = (tmp_path / 'runs' / 'tiny' / 'model' / 'README.md').read_text(encoding='utf-8')
     assert 'license: "apache-2.0"' in card and 'Scenes of handwritten digits' in card
-    assert f'`timm-miil train tiny --set epochs=1 {" ".join(MADE)}`' in card
+    assert f'`timm-miil train tiny.toml --set epochs=1 {" ".join(MADE)}`' in card
 
 
 def test_one_label_a_picture(tmp_path, capsys):

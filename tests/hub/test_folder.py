@@ -13,6 +13,7 @@ from PIL import Image
 import timm_miil
 from timm_miil._errors import CheckpointError
 from timm_miil.hub import CardFacts, render_card, save_model_folder
+from timm_miil.hub.folder import tuned_settings
 
 LABELS = ['a cat', 'a dog', 'a "bird"', 'Ünicorn', 'fish']
 
@@ -84,6 +85,19 @@ def test_a_model_folder_is_replaced_whole(tmp_path, card):
     before = (folder / 'model.safetensors').read_bytes()
     save_model_folder(build(1), folder, label_names=LABELS, card=card)
     assert (folder / 'model.safetensors').read_bytes() != before
+
+
+def test_what_was_tuned_is_known_for_the_same_weights_alone(tmp_path, card):
+    folder, tuned = tmp_path / 'model', {'thresholds': [0.1, 0.2, 0.3, 0.4, 0.5], 'temperatures': [2.0] * 5}
+    assert tuned_settings(folder, build()) == {}
+    save_model_folder(build(), folder, label_names=LABELS, card=card)
+    assert tuned_settings(folder, build()) == {}
+    save_model_folder(build(), folder, label_names=LABELS, card=card, **tuned)
+    assert tuned_settings(folder, build()) == tuned
+    assert tuned_settings(folder, build(1)) == tuned_settings(folder, build().half()) == {}
+    for name in ('model.safetensors', 'config.json'):
+        os.truncate(folder / name, 100)
+        assert tuned_settings(folder, build()) == {}
 
 
 def test_other_folders_are_refused_and_untouched(tmp_path, card):

@@ -200,6 +200,16 @@ def test_many_classes_show_the_best_and_the_worst_and_list_all(tmp_path):
     assert sum(bool(re.fullmatch(r'c\d+', words)) for words in page.of('text')) < 100
 
 
+@pytest.mark.parametrize('support', [1, 3, 7, 30, 70])
+def test_many_classes_of_as_many_pictures_have_that_number_below_them(support, tmp_path):
+    targets = torch.zeros(80, 9)
+    targets[:support] = 1
+    page = write(
+        tmp_path / 'a.html', logits=scores(80, 9)[0], targets=targets, label_names=[f'c{index}' for index in range(9)])
+    plot = page.text[page.text.index('Do classes with more pictures do better?'):]
+    assert re.findall(r'>([\d,]+)</text>', plot[:plot.index('</svg>')])[0] == str(support)
+
+
 @pytest.mark.parametrize(('num', 'classes', 'label'), [(1, 1, 1), (3, 2, 0), (3, 9, -1)])
 def test_data_that_say_nothing_still_give_a_page(num, classes, label, tmp_path):
     page = write(

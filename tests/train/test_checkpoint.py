@@ -11,8 +11,8 @@ import torch
 
 from timm_miil._errors import CheckpointError, TrainingError
 from timm_miil.train.checkpoint import (
-    forget_later, list_checkpoints, load_checkpoint, load_weights, newest_checkpoint, remove_unfinished, rotate,
-    save_checkpoint, save_weights)
+    check_best_weights, forget_later, list_checkpoints, load_checkpoint, load_weights, newest_checkpoint,
+    remove_unfinished, rotate, save_checkpoint, save_weights)
 
 STATE = {'weights': {'a': torch.arange(4.0)}, 'records': [{'lr': 0.1}], 'random': [3, torch.ones(2), None], 'name': 'x'}
 
@@ -83,10 +83,13 @@ def test_the_newest_that_is_whole_is_taken(tmp_path, caplog):
     assert newest_checkpoint(tmp_path) == (paths[2], {'step': 100})
     damage(paths[2])
     assert newest_checkpoint(tmp_path) == (paths[1], {'step': 10})
-    assert f'{paths[2].name} is damaged' in caplog.text and 'The one before it is taken.' in caplog.text
+    assert f'{paths[2].name} is damaged' in caplog.text and 'There is another before it.' in caplog.text
     damage(paths[1])
     damage(paths[0])
+    caplog.clear()
     assert newest_checkpoint(tmp_path) is None
+    assert [f'There is {word} before it.' in message for word, message in zip(
+        ('another', 'another', 'none'), caplog.messages, strict=True)] == [True] * 3
 
 
 def test_one_whose_best_weights_are_damaged_is_passed_over(tmp_path, caplog):
@@ -97,6 +100,17 @@ def test_one_whose_best_weights_are_damaged_is_passed_over(tmp_path, caplog):
     assert newest_checkpoint(tmp_path)[0] == first and f'{weights.name} is damaged' in caplog.text
     weights.unlink()
     assert newest_checkpoint(tmp_path)[0] == first
+
+
+@pytest.mark.parametrize('how', ['damaged', 'missing'])
+def test_the_best_weights_of_a_checkpoint_are_beside_it_and_whole(tmp_path, how):
+    weights = save_weights(tmp_path, 1, STATE['weights'])
+    path, state = tmp_path / 'step', {'best_weights': weights.name}
+    check_best_weights(path, {'best_weights': ''})
+    check_best_weights(path, state)
+    damage(weights) if how == 'damaged' else weights.unlink()
+    with pytest.raises(CheckpointError, match=f'{path} cannot be gone on with: {weights.name} is {how}, which has the'):
+        check_best_weights(path, state)
 
 
 def test_of_two_after_the_same_step_the_later_is_newer(tmp_path):
@@ -132,6 +146,26 @@ def test_going_back_puts_what_is_newer_aside(tmp_path):
     forget_later(tmp_path, paths[0], '')
     assert list_checkpoints(tmp_path) == paths[:1] and not weights[0].exists()
     remove_unfinished(tmp_path / 'none')
+
+
+def test_of_what_was_put_aside_the_newest_is_kept(tmp_path):
+    paths = [save_checkpoint(tmp_path, step, {'step': step}) for step in (1, 2, 3, 4)]
+    weights = save_weights(tmp_path, 4, STATE['weights'])
+    own = tmp_path / 'my notes.aside'
+    own.touch()
+
+    def left():
+        return {path.name for path in tmp_path.glob('*.aside')} - {own.name}
+
+    forget_later(tmp_path, paths[2], '')
+    first = {f'{paths[3].name}.aside', f'{weights.name}.aside'}
+    assert left() == first
+    forget_later(tmp_path, paths[2], '')
+    assert left() == first, 'nothing was put aside'
+    forget_later(tmp_path, paths[0], '')
+    assert left() == {f'{path.name}.aside' for path in paths[1:3]} and own.exists()
+    forget_later(tmp_path, None, '')
+    assert left() == {f'{paths[0].name}.aside'} and list_checkpoints(tmp_path) == []
 
 
 def error_of(folder, save):

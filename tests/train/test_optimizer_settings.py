@@ -113,6 +113,25 @@ def test_one_cycle_takes_its_own_arguments(tiny_recipe):
     torch.testing.assert_close(found, want, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize('three_phase', ['false', 'true'])
+@pytest.mark.parametrize('pct_start', [0.1, 0.2, 0.3, 0.5, 1.0])
+def test_one_cycle_of_any_length_stays_within_its_rates(tiny_recipe, pct_start, three_phase):
+    for steps in range(1, 13):
+        recipe = tiny_recipe.override(ONECYCLE | {
+            'epochs': str(steps), 'schedule.args': f'{{pct_start = {pct_start}, three_phase = {three_phase}}}'})
+        found = course(recipe, build_optimizer(recipe, nn.Linear(2, 2)), steps_per_epoch=1)[:, 0]
+        assert len(found) == steps and found.min() > 0 and found.max() <= LR * (1 + 1e-6), (steps, found)
+
+
+@pytest.mark.parametrize(('steps', 'pct_start'), [(2, 0.5), (5, 0.2), (10, 0.1)])
+def test_one_cycle_whose_rise_is_one_step_starts_at_the_top_and_falls(tiny_recipe, steps, pct_start):
+    recipe = tiny_recipe.override(ONECYCLE | {
+        'epochs': str(steps), 'optimizer.name': 'adam', 'schedule.args': f'{{pct_start = {pct_start}}}'})
+    found = course(recipe, build_optimizer(recipe, nn.Linear(2, 2)), steps_per_epoch=1)[:, 0]
+    want = [LR / 25e4 + (LR - LR / 25e4) * (1 + math.cos(math.pi * step / (steps - 1))) / 2 for step in range(steps)]
+    torch.testing.assert_close(found, torch.tensor(want, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
 def test_one_cycle_turns_momentum_where_there_is_some(tiny_recipe):
     recipe = tiny_recipe.override(ONECYCLE | {'epochs': '2', 'optimizer.name': 'adam'})
     first = course(recipe, build_optimizer(recipe, nn.Linear(2, 2)), 10, 'betas')[:, 0, 0]

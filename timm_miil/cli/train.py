@@ -19,6 +19,7 @@ from timm_miil.cli._training import (
     render_run_card, train_with_progress)
 from timm_miil.data import LabelledImages, has_split
 from timm_miil.hub import check_model_folder, save_model_folder
+from timm_miil.hub.folder import tuned_settings
 from timm_miil.inference import write_report
 from timm_miil.train import Recipe, TrainResult, list_recipes, load_recipe, read_splits
 from timm_miil.train.engine import TRACKERS
@@ -140,7 +141,7 @@ def run(ns: argparse.Namespace) -> int:
     if not result.is_main_process:
         return 0
     print(_score(result))
-    _save(result, output, data, licence, name, changes)
+    _save(result, output, data, licence, Path(ns.recipe).name, changes)
     print('now try')
     for command in _next_commands(recipe, output / 'model', data):
         print(f'  {command}')
@@ -196,20 +197,21 @@ def _score(result: TrainResult) -> str:
 
 
 def _save(
-        result: TrainResult, output: Path, data: Path, licence: str, name: str, changes: dict[str, str]) -> None:
-    """Write the model's folder and the report, and tell."""
-    recipe, splits = result.recipe, result.splits
+        result: TrainResult, output: Path, data: Path, licence: str, given: str, changes: dict[str, str]) -> None:
+    """Write the model's folder and the report of a recipe, given by its name or its file's, and tell."""
+    recipe, splits, name = result.recipe, result.splits, Path(given).stem
     is_made = data == output / 'scenes'
     dataset = SCENES if is_made else printable(data.resolve().name)
     counts = (
         f'{num_pictures(splits.train)} pictures to train on, {num_pictures(splits.val)} to choose the epoch by and '
         f'{num_pictures(splits.test)} to test, of {len(result.label_names)} labels')
     command = shlex.join([
-        'timm-miil', 'train', name, *([] if is_made else ['--data-dir', dataset]),
+        'timm-miil', 'train', given, *([] if is_made else ['--data-dir', dataset]),
         *(['--set', *(f'{key}={value}' for key, value in changes.items())] if changes else [])])
-    exclusive = recipe.task == 'single_label'
+    exclusive, model = recipe.task == 'single_label', result.model.cpu()
+    tuned = {} if exclusive else tuned_settings(output / 'model', model)
     folder = save_model_folder(
-        result.model.cpu(), output / 'model', label_names=result.label_names,
+        model, output / 'model', label_names=result.label_names, **tuned,
         problem_type='single_label_classification' if exclusive else 'multi_label_classification',
         card=render_run_card(
             result, licence=licence, dataset=dataset,
@@ -218,6 +220,8 @@ def _save(
             training=f'Recipe `{name}`; the weights are of epoch {result.best_epoch} of {len(result.epochs)}. '
                      f'The command `{command}` trains it again.'))
     print(f'{printable(folder)}: {", ".join(sorted(path.name for path in folder.iterdir()))}')
+    if tuned:
+        print(f'{printable(folder / "config.json")}: {" and ".join(tuned)} of these very weights are kept')
     if result.val_logits is None or result.val_targets is None:
         return
     write_report(

@@ -1,18 +1,21 @@
 """Hub-ready folders: `config.json`, `model.safetensors` and `README.md`, as timm reads and the Hub shows them."""
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import torch
 from timm.models import create_model, save_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from timm_miil._atomic import whole_folder
 from timm_miil._checks import check_choice, check_class_settings
 from timm_miil._errors import CheckpointError
 from timm_miil.hub.card import CARD_FILE, ProblemType, check_card
 
-__all__ = ['check_model_folder', 'save_model_folder']
+__all__ = ['check_model_folder', 'save_model_folder', 'tuned_settings']
 
 PROBLEM_TYPES: tuple[ProblemType, ...] = ('multi_label_classification', 'single_label_classification')
 FILES = frozenset({'config.json', 'model.safetensors', CARD_FILE})
@@ -93,12 +96,36 @@ def check_model_folder(directory: str | os.PathLike[str]) -> None:
                 f'{directory} is no model folder: it holds {", ".join(foreign[:5])}; choose another folder.')
 
 
+def tuned_settings(directory: str | os.PathLike[str], model: nn.Module) -> dict[str, list[float]]:
+    """Thresholds and temperatures that a model folder has for this very model; none where its weights are others.
+
+    Args:
+        directory: A folder of `save_model_folder`, which may be missing or damaged.
+        model: What is compared with its weights.
+
+    Returns:
+        Arguments for `save_model_folder`.
+    """
+    directory = Path(directory)
+    try:
+        config: dict[str, Any] = json.loads((directory / 'config.json').read_text(encoding='utf-8'))
+        kept: dict[str, list[float]] = {name: config[name] for name in ('thresholds', 'temperatures') if name in config}
+        saved = safetensors.torch.load_file(directory / 'model.safetensors') if kept else {}
+    except (OSError, TypeError, ValueError, safetensors.SafetensorError):
+        return {}
+    return {} if _differing(saved, model) else kept
+
+
 def _check_reads_back(folder: Path, model: nn.Module) -> None:
     with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
-        saved, own = create_model(f'local-dir:{folder}', pretrained=True).state_dict(), model.state_dict()
-    differing = [name for name in {**own, **saved} if name not in own or name not in saved
-                 or not torch.equal(saved[name], own[name].cpu())]
-    if differing:
+        saved = create_model(f'local-dir:{folder}', pretrained=True).state_dict()
+    if differing := _differing(saved, model):
         raise CheckpointError(
             f'the saved model differs from the given one in {len(differing)} tensors, such as {differing[0]!r}; was '
             f'it changed after timm.create_model?')
+
+
+def _differing(saved: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    own = model.state_dict()
+    return [name for name in {**own, **saved} if name not in own or name not in saved
+            or not torch.equal(saved[name], own[name].cpu())]

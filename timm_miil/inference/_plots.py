@@ -132,8 +132,9 @@ def plot_scatter(x: Sequence[float], y: Sequence[float], *, x_label: str, y_labe
         low, high = min(x) / 1.3, max(x) * 1.3
         axes.set_xlim(low, high)
         ticks = [factor * 10 ** power for power in range(10) for factor in (1, 2, 5)]
-        shown = [tick for tick in ticks if low <= tick <= high]
-        axes.set_xticks(shown[::-(-len(shown) // 6)], [f'{tick:,}' for tick in shown[::-(-len(shown) // 6)]])
+        shown = [tick for tick in ticks if low <= tick <= high] or [min(x)]
+        shown = shown[::-(-len(shown) // 6)]
+        axes.set_xticks(shown, [f'{tick:,.0f}' for tick in shown])
         axes.minorticks_off()
 
     return _svg((NARROW_IN, HEIGHT_IN), draw, f'{y_label} over {x_label}')

@@ -11,7 +11,7 @@ from timm_miil._atomic import write_file
 from timm_miil._errors import CheckpointError
 from timm_miil.train._state import differences
 from timm_miil.train.checkpoint import (
-    forget_later, list_checkpoints, load_checkpoint, load_weights, newest_checkpoint, remove_unfinished, rotate,
+    check_best_weights, forget_later, list_checkpoints, load_checkpoint, load_weights, newest_checkpoint, rotate,
     save_checkpoint, save_weights)
 from timm_miil.train.recipe import Recipe
 from timm_miil.train.results import EpochRecord, TrainResult, epochs_as_csv
@@ -52,14 +52,16 @@ class RunFolder:
             ValueError: If there is a run and `resume` is None, or the checkpoint is of another recipe or data.
         """
         found = self._find(resume)
+        base, best_weights = None, ''
         if found is not None:
             path, state = found
             self._check(path, state, fingerprint)
             if path.parent.resolve() == self.checkpoints.resolve():
-                forget_later(self.checkpoints, path, state['best_weights'])
+                base, best_weights = path, state['best_weights']
         self.path.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
-        remove_unfinished(self.checkpoints)
+        # Of a run that starts anew, or from elsewhere, all: files of later steps would outlive its own.
+        forget_later(self.checkpoints, base, best_weights)
         write_file(self.path / 'recipe.toml', recipe.to_toml())
         return found and found[1]
 
@@ -114,6 +116,7 @@ class RunFolder:
                 raise ValueError(
                     f'resume must be a checkpoint of {self.checkpoints}, beside the weights of its best epoch, got '
                     f'{str(path)!r}; give the output folder that it is in.')
+            check_best_weights(path, state)
             return path, state
         there = [name for name in ('results.csv', 'summary.json') if (self.path / name).exists()]
         there += [path.name for path in list_checkpoints(self.checkpoints)[:1]]

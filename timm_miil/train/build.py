@@ -26,7 +26,7 @@ from timm_miil.train.splits import with_labels
 
 __all__ = [
     'EpochLoader', 'Schedule', 'build_eval_loader', 'build_loss', 'build_mixup', 'build_model', 'build_optimizer',
-    'build_scheduler', 'build_task', 'build_train_loader', 'with_labels',
+    'build_scheduler', 'build_task', 'build_train_loader', 'check_unknown', 'with_labels',
 ]
 
 MULTI_LABEL_LOSSES = frozenset({
@@ -114,6 +114,17 @@ def build_loss(
     if name == 'multi_focal_modifier' and class_counts is not None:
         args.setdefault('class_counts', class_counts.clamp(min=1))
     return create_loss(name, **args)
+
+
+def check_unknown(criterion: nn.Module, source: LabelledImages | ImageStream) -> None:
+    """Raise ValueError if labels of the training pictures are unknown and the loss refuses such."""
+    if getattr(criterion, 'ignore_unknown', True) or isinstance(source, ImageStream):
+        return  # a stream tells its labels as it goes
+    unknown = int(source.labels.counts()[2].sum())
+    if unknown:
+        raise ValueError(
+            f'{unknown} labels of the training pictures are unknown (-1), which {type(criterion).__name__} refuses; '
+            f'set loss.args.ignore_unknown = true to leave them out, or take the loss class_aware_selective.')
 
 
 def build_task(
@@ -276,8 +287,11 @@ class _OneCycle:
         rates = [group['lr'] * group.get('lr_scale', 1.0) for group in optimizer.param_groups]
         has_momentum = bool({'momentum', 'betas'} & optimizer.defaults.keys())
         self.total_steps = total_steps
-        self.scheduler = OneCycleLR(
-            optimizer, max_lr=rates, total_steps=total_steps, **{'cycle_momentum': has_momentum, **args})
+        settings = {'cycle_momentum': has_momentum, 'pct_start': 0.3, **args}
+        # A rise of exactly one step has no length, by which torch divides: such a run starts at the top.
+        if settings['pct_start'] * total_steps == 1:
+            settings['pct_start'] *= 1 - 1e-9
+        self.scheduler = OneCycleLR(optimizer, max_lr=rates, total_steps=total_steps, **settings)
 
     def step_update(self, num_updates: int) -> None:
         if num_updates < self.total_steps:  # after the last step there is nothing to set

@@ -19,7 +19,7 @@ from timm_miil._checks import cut
 from timm_miil._errors import CheckpointError, TrainingError
 
 __all__ = [
-    'forget_later', 'list_checkpoints', 'load_checkpoint', 'load_weights', 'newest_checkpoint',
+    'check_best_weights', 'forget_later', 'list_checkpoints', 'load_checkpoint', 'load_weights', 'newest_checkpoint',
     'remove_unfinished', 'rotate', 'save_checkpoint', 'save_weights',
 ]
 
@@ -96,6 +96,20 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return safetensors.torch.load_file(path)
 
 
+def check_best_weights(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless the weights of the best epoch that a checkpoint names are beside it and whole."""
+    name = state.get('best_weights')
+    if not name:
+        return
+    try:
+        _check_digest(path.with_name(name))
+    except (CheckpointError, FileNotFoundError) as error:
+        what = 'is missing' if isinstance(error, FileNotFoundError) else 'is damaged'
+        raise CheckpointError(
+            f'{path} cannot be gone on with: {name} {what}, which has the weights of its best epoch; put a whole copy '
+            f'beside it, or resume one before it.') from error
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Files of `save_checkpoint`, that of the most steps first; they may be damaged."""
     return _list(folder, 'step-*.pt')
@@ -106,31 +120,38 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
     One that is damaged, or whose weights of the best epoch are, is passed over with a warning.
     """
-    for path in list_checkpoints(folder):
+    there = list_checkpoints(folder)
+    for path in there:
         try:
             state = load_checkpoint(path)
-            if weights := state.get('best_weights'):
-                _check_digest(folder / weights)
+            check_best_weights(path, state)
         except (CheckpointError, OSError) as error:
-            _logger.warning('%s The one before it is taken.', error)
+            _logger.warning('%s There is %s before it.', error, 'none' if path == there[-1] else 'another')
         else:
             return path, state
     return None
 
 
-def forget_later(folder: Path, path: Path, best_weights: str) -> None:
+def forget_later(folder: Path, path: Path | None, best_weights: str) -> None:
     """Put aside what is newer than the checkpoint that a run goes on from, and remove what was never finished.
+
+    What was put aside before is removed when something else is.
 
     Args:
         folder: Where the files are.
-        path: The checkpoint.
+        path: The checkpoint; None puts all aside.
         best_weights: Name of the file of weights that it names; '' for none.
     """
     named = folder / best_weights if best_weights else None
-    for base, pattern in ((path, 'step-*.pt'), (named, 'best-epoch-*.safetensors')):
-        for other in _list(folder, pattern):
-            if base is None or _order(other) > _order(base):
-                other.rename(other.with_name(other.name + ASIDE))
+    later = [
+        other for base, pattern in ((path, 'step-*.pt'), (named, 'best-epoch-*.safetensors'))
+        for other in _list(folder, pattern) if base is None or _order(other) > _order(base)]
+    if later:
+        for old in folder.glob(f'*{ASIDE}'):
+            if STEM.match(old.name):
+                old.unlink()
+    for other in later:
+        other.rename(other.with_name(other.name + ASIDE))
     remove_unfinished(folder)
 
 
