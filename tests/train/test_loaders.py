@@ -1,6 +1,10 @@
 """Which pictures a step takes and what happens to them, whoever reads them, and the generators that are borrowed."""
 import itertools
+import multiprocessing
+import os
 import random
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import timm_miil.train._loaders as loaders_module
 from timm_miil._errors import ImageError
 from timm_miil.data import ImageStream, MultiLabelDataset, MultiLabelRecords, read_shards, seeded, write_shards
 from timm_miil.train._loaders import EpochLoader, Share, StreamLoader
@@ -308,3 +313,27 @@ def test_each_item_is_drawn_as_in_its_own_epoch(records):
 def test_each_item_needs_an_epoch(records):
     with pytest.raises(ValueError, match='zip'):
         MultiLabelDataset(records, noisy, seed=5).read([4, 1], [0])
+
+
+# ---- signals
+
+
+@forks
+def test_a_worker_outlives_a_signal_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr(loaders_module, 'GRACE_SECONDS', 2)
+    told, tells = multiprocessing.get_context('fork').Pipe(duplex=False)
+
+    def work():
+        loaders_module._outlive_signals(0)
+        tells.send('ready')
+        time.sleep(60)
+
+    worker = multiprocessing.get_context('fork').Process(target=work)
+    worker.start()
+    assert told.recv() == 'ready'
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.join(20)
+    assert worker.exitcode == -signal.SIGALRM

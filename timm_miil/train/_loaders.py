@@ -24,6 +24,7 @@ __all__ = ['Batch', 'EpochLoader', 'Share', 'StreamLoader', 'StreamPictures', 'T
 
 Transform = Callable[[Image.Image], Tensor]
 
+GRACE_SECONDS = 30  # in which a training process that is asked to stop ends its step
 REPEAT_STRIDE = 1 << 24  # more epochs than anyone trains: a repeated picture draws as in an epoch of its own
 
 
@@ -80,7 +81,7 @@ class WorkerLoader(DataLoader[Any]):
     def __init__(self, dataset: Dataset[Any], *, workers: int, device: torch.device | None, **settings: Any) -> None:
         super().__init__(
             dataset, num_workers=workers, persistent_workers=workers > 0, generator=torch.Generator(),
-            pin_memory=device is not None and device.type == 'cuda', worker_init_fn=_leave_signals_alone, **settings)
+            pin_memory=device is not None and device.type == 'cuda', worker_init_fn=_outlive_signals, **settings)
 
     def __iter__(self) -> Any:
         self.generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
@@ -290,7 +291,10 @@ def _with_plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
         raise type(error)(words) from error
 
 
-def _leave_signals_alone(worker: int) -> None:
-    """The training process decides when to stop: a worker that died of the same signal would stop it by an error."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_signals(worker: int) -> None:
+    """The training process decides when to stop: a worker that died of the same signal would stop it by an error.
+
+    Whoever ends an idle worker sends it the same signal, so that it must not outlive it for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS) if hasattr(signal, 'alarm') else None)
