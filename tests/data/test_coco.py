@@ -1,6 +1,5 @@
 """The COCO-style reader: what it returns and what it refuses before opening a picture."""
 import json
-import tracemalloc
 
 import pytest
 import torch
@@ -138,21 +137,6 @@ def test_a_data_set_in_the_usual_layouts(folder, write, tmp_path):
     assert len(open_split(tmp_path, 'val', **options)) == 3
     with pytest.raises(FileNotFoundError, match="no folder with the pictures of split 'val2017', which is .*lost;"):
         open_split(tmp_path, 'val', image_dir='lost')
-
-
-def test_outlines_take_no_memory(write):
-    """COCO's are most of its 450 MB; as lists of numbers they would take several times as much."""
-    content = valid()
-    outline = [[round(0.37 * number, 2) for number in range(1000)]]
-    content['annotations'] = [
-        {'image_id': 7, 'category_id': 90, 'segmentation': outline} for _ in range(100)]
-    file, folder = write(content)
-    size = file.stat().st_size
-    tracemalloc.start()
-    read_coco(file, folder)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2.5 * size  # the text, and as bytes while it is read
 
 
 def test_a_file_nested_too_deeply_is_refused(write):

@@ -5,15 +5,18 @@ of crowds too, as in the code of the authors of ASL (arXiv:2009.14119). Labels f
 the file. Pictures without annotations are kept, with no label present; the authors leave them out, as
 `drop_unlabelled` does.
 """
-import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from timm_miil._checks import cut, shown
+import numpy as np
+
+from timm_miil._checks import shown
 from timm_miil.data._files import clean_name, few, find_folder
+from timm_miil.data._json import read_columns
 from timm_miil.data._labels import LabelColumns, with_unknown
 from timm_miil.data.records import MultiLabelRecords, files_of
 from timm_miil.data.targets import SparseTargets
@@ -21,6 +24,12 @@ from timm_miil.data.targets import SparseTargets
 __all__ = ['list_splits', 'read_coco', 'read_split']
 
 PREFIX = 'instances_'
+TABLES: Mapping[str, Mapping[str, type]] = MappingProxyType({
+    'images': {'id': int, 'file_name': str},
+    'annotations': {'image_id': int, 'category_id': int},
+    'categories': {'id': int, 'name': str},
+})
+"""What is read of a file, in the order of the columns."""
 
 
 def list_splits(data_dir: Path) -> tuple[str, ...]:
@@ -89,67 +98,39 @@ def read_coco(
             or category, a category is not among `labels`, or a file name leaves the folder.
     """
     annotations_file, image_dir = Path(annotations_file), Path(image_dir)
-    images, annotations, categories = _load_tables(annotations_file)
+    # The outlines of COCO's objects are most of its 450 MB, and never all in memory.
+    tables = read_columns(annotations_file, TABLES)
+    image_ids, file_names = tables['images'].values()
+    category_ids, category_names = tables['categories'].values()
 
     def refuse(what: str, found: Sequence[object]) -> None:
         if found:
             raise ValueError(f'{annotations_file}: {what}: {few(map(shown, found), len(found))}.')
 
-    image_ids, names = [row['id'] for row in images], [clean_name(row['file_name']) for row in images]
-    category_ids = [row['id'] for row in categories]
-    category_names = [row['name'] for row in categories]
+    names = list(map(clean_name, file_names))
     refuse('file names that leave the picture folder', [
-        row['file_name'] for row, name in zip(images, names) if not name])
+        file_name for file_name, name in zip(file_names, names) if not name])
     refuse('image ids that occur twice', _repeated(image_ids))
     refuse('file names that occur twice', _repeated(names))
     refuse('category ids that occur twice', _repeated(category_ids))
     refuse('category names that occur twice', _repeated(category_names))
 
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    refuse('annotations of unknown images', _unknown((row['image_id'] for row in annotations), row_of))
-    refuse('annotations of unknown categories', _unknown(
-        (row['category_id'] for row in annotations), set(category_ids)))
-
     columns = LabelColumns(labels, ignore_unknown=ignore_unknown_labels)
-    column_of = {row['id']: columns.find(row['name'], f'category {row["id"]}') for row in categories}
+    annotated = tables['annotations']
+    refuse('annotations of unknown images', _unknown(annotated['image_id'], row_of))
+    refuse('annotations of unknown categories', _unknown(annotated['category_id'], set(category_ids)))
+    column_of = {
+        number: columns.find(name, f'category {number}') for number, name in zip(category_ids, category_names)}
     label_names, _ = columns.finish(annotations_file, sort=False)
-    entries = [(row_of[row['image_id']], column_of[row['category_id']]) for row in annotations]
-    entries = [entry for entry in entries if entry[1] >= 0]
+
+    rows = np.fromiter(map(row_of.__getitem__, annotated['image_id']), np.int64)
+    entries = np.fromiter(map(column_of.__getitem__, annotated['category_id']), np.int64)
     targets = SparseTargets.from_entries(
-        [row for row, _ in entries], [column for _, column in entries], 1, shape=(len(names), len(label_names)))
+        rows[entries >= 0], entries[entries >= 0], 1, shape=(len(names), len(label_names)))
     targets = with_unknown(targets, set(range(len(label_names))) - set(column_of.values()))
     records = files_of(image_dir, names, targets, label_names, annotations_file)
-    return records.select(sorted({row_of[row['image_id']] for row in annotations})) if drop_unlabelled else records
-
-
-_COLUMNS: dict[str, dict[str, type]] = {
-    'images': {'id': int, 'file_name': str},
-    'annotations': {'image_id': int, 'category_id': int},
-    'categories': {'id': int, 'name': str},
-}
-_KEPT = frozenset(_COLUMNS).union(*_COLUMNS.values())
-
-
-def _load_tables(path: Path) -> list[list[dict[str, Any]]]:
-    """The three tables, every row with the columns that are read, of the right type."""
-    try:
-        # The outlines of COCO's objects are most of its 450 MB: no more than one at a time is held.
-        content = json.loads(
-            path.read_text(encoding='utf-8'), object_hook=lambda row: {key: row[key] for key in _KEPT & row.keys()})
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is not a JSON file: {cut(str(error))}.') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{path} must hold a JSON object with {", ".join(_COLUMNS)}, got {type(content).__name__}.')
-    for table, columns in _COLUMNS.items():
-        rows = content.get(table)
-        if not isinstance(rows, list):
-            there = ', '.join(name for name in _COLUMNS if name in content) or 'none'
-            raise ValueError(f'{path} has no list {table!r}; of {", ".join(_COLUMNS)} it has {there}.')
-        for number, row in enumerate(rows):
-            for column, kind in columns.items():
-                if not isinstance(row, dict) or type(row.get(column)) is not kind:
-                    raise ValueError(f'{path}: {table}[{number}] must have {column!r} of type {kind.__name__}.')
-    return [content[table] for table in _COLUMNS]
+    return records.select(np.unique(rows)) if drop_unlabelled else records
 
 
 def _repeated(values: Iterable[Any]) -> list[Any]:
