@@ -49,14 +49,14 @@ CLAIMS = (
     Claim('ASL over BCE, the ten rarest labels', 'scenes_asl', 'scenes_bce', 'long tail', 'tail_map'),
     Claim('ASL over focal loss', 'scenes_asl', 'scenes_focal', 'long tail'),
     Claim('ML-Decoder over global average pooling', 'scenes_asl', 'scenes_gap'),
-    Claim('CSL over ignoring, half annotated', 'scenes_csl_rps', 'scenes_ignore_rps'),
-    Claim('CSL over negatives, half annotated', 'scenes_csl_rps', 'scenes_negative_rps'),
+    Claim('CSL over ignoring, half annotated', 'scenes_csl', 'scenes_ignore'),
+    Claim('CSL over negatives, half annotated', 'scenes_csl', 'scenes_negative'),
     Claim('CSL over ignoring, a fixed number a class', 'scenes_csl_fpc', 'scenes_ignore_fpc'),
     Claim('CSL over negatives, a fixed number a class', 'scenes_csl_fpc', 'scenes_negative_fpc'),
 )
 # Rank correlation of a prior with the true frequencies of the training pictures, in the runs that estimate one.
 PRIOR_CLAIMS = (
-    Claim('estimated prior over counting, half annotated', 'scenes_csl_rps', 'scenes_csl_rps', metric='prior_rank'),
+    Claim('estimated prior over counting, half annotated', 'scenes_csl', 'scenes_csl', metric='prior_rank'),
     Claim(
         'estimated prior over counting, a fixed number a class', 'scenes_csl_fpc', 'scenes_csl_fpc',
         metric='prior_rank'),

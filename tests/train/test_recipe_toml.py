@@ -45,7 +45,7 @@ def test_numbers_keep_every_digit(tmp_path):
 
 
 def test_a_table_that_is_left_out_stays_out(tmp_path):
-    recipe = load_recipe('scenes_csl_rps')
+    recipe = load_recipe('scenes_csl')
     assert recipe.partial is not None and '[partial]' in recipe.to_toml()
     without = recipe.override({'partial': 'none'})
     assert without.partial is None and '[partial]' not in without.to_toml()

@@ -24,9 +24,9 @@ TWINS = {
     'scenes_csl_fpc': {'loss', 'partial', 'prior'},
     'scenes_ignore_fpc': {'loss', 'partial'},
     'scenes_negative_fpc': {'loss', 'partial'},
-    'scenes_csl_rps': {'loss', 'partial', 'prior'},
-    'scenes_ignore_rps': {'loss', 'partial'},
-    'scenes_negative_rps': {'loss', 'partial'},
+    'scenes_csl': {'loss', 'partial', 'prior'},
+    'scenes_ignore': {'loss', 'partial'},
+    'scenes_negative': {'loss', 'partial'},
     'scenes_single_label': {'loss', 'scenes', 'task'},
     'scenes_zero_shot': {'epochs', 'model', 'scenes', 'task', 'unseen_labels'},
 }
@@ -109,7 +109,7 @@ def test_partial_twins_differ_in_the_mode_alone(kind, mode):
     assert csl.loss.name == other.loss.name and other.loss.args == {**selective, 'mode': mode}
 
 
-@pytest.mark.parametrize(('twin', 'paper'), [('scenes_csl_fpc', 'csl_coco_fpc'), ('scenes_csl_rps', 'csl_coco_rps')])
+@pytest.mark.parametrize(('twin', 'paper'), [('scenes_csl_fpc', 'csl_coco_fpc'), ('scenes_csl', 'csl_coco_rps')])
 def test_a_twin_has_the_loss_of_the_papers_recipe(twin, paper):
     twin, paper = load_recipe(twin), load_recipe(paper)
     assert twin.loss == paper.loss and twin.prior.loss == paper.prior.loss
