@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from timm_miil import _errors
 from timm_miil._checks import (
-    check_choice, check_labels, check_multiple, check_not_negative, check_paths, check_positive, check_range,
-    check_same_length, check_same_shape, check_shape, check_text, nearest)
+    check_choice, check_folder, check_labels, check_multiple, check_not_negative, check_paths, check_positive,
+    check_range, check_same_length, check_same_shape, check_shape, check_text, nearest)
 from timm_miil._extras import EXTRA_OF_IMPORT, require
 
 
@@ -59,6 +59,13 @@ def test_a_choice_among_the_choices_passes():
 def test_another_choice_is_named_with_the_choices():
     with pytest.raises(ValueError, match=words("reduction must be one of 'sum', 'mean', got 'max'.")):
         check_choice(choices=['sum', 'mean'], clipping='sum', reduction='max')
+
+
+def test_a_range_above_zero():
+    check_range(low=math.ulp(0.0), high=math.inf, lr=1e-300)
+    for value in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match=words(f'lr must be in (0, inf), got {value}.')):
+            check_range(low=math.ulp(0.0), high=math.inf, lr=value)
 
 
 @given(value=st.floats(), low=st.integers(-5, 5), width=st.integers(1, 5), closed=st.booleans())
@@ -167,6 +174,14 @@ def test_what_is_no_label_is_refused(value, dtype, shown):
         check_labels(targets=targets, hint='round them')
     with pytest.raises(ValueError, match=words(f'targets must be 1, 0 or -1, got {shown}.')):
         check_labels(targets=targets)
+
+
+def test_a_folder_may_be_made_and_must_not_be_in_a_file(tmp_path):
+    check_folder(output=tmp_path / 'a' / 'b', other=str(tmp_path))
+    (tmp_path / 'a').write_text('')
+    for path in (tmp_path / 'a', tmp_path / 'a' / 'b'):
+        with pytest.raises(NotADirectoryError, match=f"^output must be a folder, got '{path}', where .*/a is a "):
+            check_folder(output=path)
 
 
 def test_lists_of_paths_pass():

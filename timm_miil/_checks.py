@@ -1,17 +1,19 @@
 """Every input error is worded here: what was got, what was expected, what to do."""
 import difflib
+import math
 import numbers
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the catalogue uses this module without torch
     from torch import Tensor
 
 __all__ = [
-    'check_choice', 'check_class_settings', 'check_floating', 'check_indices', 'check_labels', 'check_multiple',
-    'check_ndim', 'check_not_negative', 'check_paths', 'check_positive', 'check_range', 'check_same_length',
-    'check_same_shape', 'check_shape', 'check_text', 'check_values', 'cut', 'nearest', 'shown',
+    'check_choice', 'check_class_settings', 'check_floating', 'check_folder', 'check_indices', 'check_labels',
+    'check_multiple', 'check_ndim', 'check_not_negative', 'check_paths', 'check_positive', 'check_range',
+    'check_same_length', 'check_same_shape', 'check_shape', 'check_text', 'check_values', 'cut', 'nearest', 'shown',
 ]
 
 # A message may quote what anyone wrote, of any length.
@@ -60,7 +62,8 @@ def check_range(*, low: float, high: float, closed: bool = False, **named: float
     for name, value in named.items():
         _check_kind(name, value, numbers.Real, 'a number')
         if not (low <= value <= high if closed else low <= value < high):
-            raise ValueError(f'{name} must be in [{low:g}, {high:g}{"]" if closed else ")"}, got {shown(value)}.')
+            above = '(0' if low == math.ulp(0.0) else f'[{low:g}'
+            raise ValueError(f'{name} must be in {above}, {high:g}{"]" if closed else ")"}, got {shown(value)}.')
 
 
 def check_positive(**named: int) -> None:
@@ -86,6 +89,14 @@ def check_multiple(*, of: int, **named: int) -> None:
             below, above = value // of * of, -(-value // of) * of
             hint = f'{below} or {above}' if below else f'{above}'
             raise ValueError(f'{name} must be a multiple of {of}, got {value}; the nearest are {hint}.')
+
+
+def check_folder(**named: str | os.PathLike[str]) -> None:
+    """Raise NotADirectoryError if a named folder to write to, or one that it shall be in, is a file."""
+    for name, value in named.items():
+        for path in (Path(value), *Path(value).parents):
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(f'{name} must be a folder, got {os.fspath(value)!r}, where {path} is a file.')
 
 
 def check_same_shape(**named: 'Tensor') -> None:

@@ -154,6 +154,12 @@ def test_arguments_reach_the_reader(alone):
         read_splits(alone, DataSettings(format='csv', args={'unlistd': -1}))
 
 
+def test_a_split_that_validates_and_tests_is_read_once(trio, caplog):
+    splits = read_splits(trio, DataSettings(val='test', test='test'))
+    assert splits.val is splits.test
+    assert caplog.text.count('of 3 labels are never present') == 1
+
+
 def test_labels_of_train_and_val_must_be_equal(trio, tiny_recipe):
     splits = read_splits(trio)
     swapped = splits.val.with_labels(['bee', 'ant', 'cat'])

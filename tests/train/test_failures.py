@@ -1,11 +1,15 @@
 """What stops a run is one error that says what to do, whoever meets it: a loss, a worker, a step, a stream."""
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
+import timm_miil.train._output as output_module
 import timm_miil.train._scoring as scoring_module
 from timm_miil._errors import ImageError, TrainingError, TrainingInterrupted
 from timm_miil.data import ImageStream, SparseTargets
@@ -27,6 +31,9 @@ class Stream(ImageStream):
         super().__init__(source.label_names, len(source))
         self.source = source
 
+    def label_counts(self):
+        return self.source.label_counts()
+
     def iterate(self, *, seed, epoch, process, num_processes):
         for row in range(process, len(self.source), num_processes):
             yield self.source.load_image(row), self.source.labels.row(row), self.source.image_name(row)
@@ -46,6 +53,9 @@ def test_unknown_labels_that_the_loss_refuses_are_told_before_training(tiny_reci
             r'^2 labels of the training pictures are unknown \(-1\), which AsymmetricLoss refuses; set '
             r'loss.args.ignore_unknown = true to leave them out, or take')):
         train(tiny_recipe, splits, on_step=steps.append)
+    assert not steps
+    with pytest.raises(ValueError, match='^2 labels of the training pictures are unknown'):
+        train(tiny_recipe, Splits(Stream(splits.train), pictures.val), on_step=steps.append)
     assert not steps
     train(tiny_recipe.override({'loss.args.ignore_unknown': 'true', 'epochs': '1'}), splits, on_step=steps.append)
     assert steps
@@ -116,3 +126,54 @@ def test_a_signal_while_a_resumed_run_measures_its_best_epoch(tiny_recipe, pictu
     monkeypatch.setattr(scoring_module, 'score_batches', real)
     result = train(tiny_recipe, pictures, output=tmp_path / 'run', resume='auto')
     assert torch.equal(result.val_logits, want.val_logits)
+
+
+HOLD = """
+import sys, time
+from timm_miil.train._output import RunFolder
+with RunFolder(sys.argv[1], keep=1).held():
+    print('held', flush=True)
+    time.sleep(300)
+"""
+
+
+def test_two_runs_in_one_folder_at_a_time(tiny_recipe, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(output_module, 'WAIT_SECONDS', 0.2)
+    recipe = tiny_recipe.override({'epochs': '1'})
+    other = subprocess.Popen([sys.executable, '-c', HOLD, tmp_path / 'run'], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == 'held\n'
+        with pytest.raises(BlockingIOError, match="^output '.*run' has another run that is going on in it; wait"):
+            train(recipe, pictures, output=tmp_path / 'run')
+        assert [path.name for path in (tmp_path / 'run').iterdir()] == ['.lock']
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()
+    train(recipe, pictures, output=tmp_path / 'run')
+    train(recipe, pictures, output=tmp_path / 'run', resume='auto')  # and the folder is free again
+
+
+def test_an_output_that_is_a_file_or_in_one(tiny_recipe, pictures, tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    for output in (tmp_path / 'file', tmp_path / 'file' / 'run'):
+        with pytest.raises(NotADirectoryError, match=f"^output must be a folder, got '{output}', where .*file is "):
+            train(tiny_recipe, pictures, output=output)
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_a_stream_that_goes_on_with_other_workers_is_told_of(tiny_recipe, pictures, tmp_path, caplog):
+    def stop(record):
+        if record.step == 2:
+            raise InterruptedError
+
+    recipe = tiny_recipe.override({'epochs': '1', 'checkpoint_steps': '1'})
+    streams = Splits(Stream(pictures.train), pictures.val)
+    with pytest.raises(InterruptedError):
+        train(recipe, streams, output=tmp_path / 'run', on_step=stop)
+    shutil.copytree(tmp_path / 'run', tmp_path / 'other')
+    train(recipe, streams, output=tmp_path / 'run', resume='auto')
+    train(recipe.override({'workers': '1'}), pictures, output=tmp_path / 'plain')
+    assert 'stream' not in caplog.text
+    train(recipe.override({'workers': '2'}), streams, output=tmp_path / 'other', resume='auto')
+    assert 'was read in 1 parts and is in 2: in the epoch that goes on some pictures are seen twice' in caplog.text

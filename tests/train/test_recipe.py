@@ -121,8 +121,14 @@ def test_tables_that_fit(changes):
      r'schedule.warmup_epochs and min_lr must be 0 with onecycle, got 0.5 and 0.0; set args.pct_start'),
     ({**ONECYCLE, 'schedule.args.pct_strat': '0.2'}, "schedule.args has the unknown key 'pct_strat'; did you mean"),
     ({**ONECYCLE, 'schedule.args.max_lr': '1'}, "schedule.args has the unknown key 'max_lr'"),
+    ({**ONECYCLE, 'schedule.args.pct_start': '2'}, "schedule.args must be those of onecycle, got {'pct_start': 2}: "),
+    ({'schedule.args.warmup_lr': 'low'}, "schedule.args must be those of cosine, got {'warmup_lr': 'low'}: "),
+    ({'schedule.name': 'multistep', 'schedule.args.decay_milestones': '3'}, 'schedule.args must be those of multistep'),
     ({'schedule.args.sched': 'step'}, "schedule.args has the unknown key 'sched'"),
     ({'optimizer.args.beta': '0.9'}, "override: optimizer.args must be those of adamw: .*keyword argument 'beta'"),
+    ({'optimizer.name': 'adahessian'}, "optimizer.name must be an optimizer of timm, got 'adahessian'"),
+    ({'optimizer.lr': '-1'}, r'optimizer.lr must be in \(0, inf\), got -1.0'),
+    ({'model.name': 'resnet5'}, "model.name must be a model of timm, got 'resnet5'; did you mean 'resnet50'"),
     ({'optimizer.args.lr': '1'}, 'optimizer.args must not hold lr: training decides it, or another setting of the rec'),
     ({'optimizer.layer_decay': '2'}, r'optimizer.layer_decay must be in \[0, 1\], got 2'),
     ({'augment.name': 'papers'}, "augment.name must be one of 'crop', 'paper', 'timm', got 'papers'"),
@@ -146,6 +152,15 @@ def test_tables_that_fit(changes):
 def test_tables_that_do_not_fit(changes, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(TINY).override(changes)
+
+
+def test_a_text_may_look_like_a_number():
+    recipe = load_recipe(TINY).override({
+        'data.train': '2017', 'data.labels': 'true', 'model.name': 'hf-hub:1/2', 'summary': '[1]', 'data.val': '"7"'})
+    assert (recipe.data.train, recipe.data.labels, recipe.summary, recipe.data.val) == ('2017', 'true', '[1]', '7')
+    prior = load_recipe('scenes_csl').override({'prior.average': 'all_epochs', 'prior.loss.args.clip': '1'})
+    assert prior.prior.average == 'all_epochs' and prior.prior.loss.args['clip'] == 1
+    assert load_recipe(TINY).override({'model.args.block_args': '7'}).model.args['block_args'] == 7
 
 
 @pytest.mark.parametrize(('old', 'new', 'message'), [

@@ -16,7 +16,8 @@ from timm_miil.cli._text import printable
 from timm_miil.data import ImageStream, LabelledImages, list_formats, open_split
 from timm_miil.inference import BATCH_SIZE
 
-__all__ = ['RunOptions', 'add_data_arguments', 'add_source_arguments', 'few', 'open_data', 'running']
+__all__ = [
+    'RunOptions', 'add_data_arguments', 'add_source_arguments', 'few', 'format_options', 'open_data', 'running']
 
 AMP_DTYPES = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 MAX_WORKERS = 4
@@ -80,6 +81,15 @@ def open_data(ns: argparse.Namespace) -> LabelledImages | ImageStream:
         TypeError: If an option is of the wrong kind.
         ValueError: If a word is wrong, or the data are.
     """
+    return open_split(ns.data_dir, ns.split, format=ns.format, labels=ns.labels, **format_options(ns))
+
+
+def format_options(ns: argparse.Namespace) -> dict[str, Any]:
+    """What `--set` says to the format's reader.
+
+    Raises:
+        ValueError: If a word is wrong.
+    """
     options: dict[str, Any] = {}
     for word in ns.set:
         name, sign, value = word.partition('=')
@@ -89,7 +99,7 @@ def open_data(ns: argparse.Namespace) -> LabelledImages | ImageStream:
     for name in ('data_dir', 'split', 'format', 'labels'):
         if name in options:
             raise ValueError(f'--set is for options of the format; for {name} there is --{name.replace("_", "-")}.')
-    return open_split(ns.data_dir, ns.split, format=ns.format, labels=ns.labels, **options)
+    return options
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is there, and not in its __all__
 
-from timm_miil._checks import shown
+from timm_miil._checks import check_folder, shown
 from timm_miil._errors import TrainingInterrupted
 from timm_miil._extras import require
 from timm_miil.cli._device import parse_device
@@ -125,6 +125,7 @@ def run(ns: argparse.Namespace) -> int:
     # What would fail at the end fails at once.
     licence = check_licence(ns.licence or (DEFAULT_LICENCE if ns.data_dir else SCENES_LICENCE))
     device = parse_device(ns.device)
+    check_folder(**{'--output': output})
     check_model_folder(output / 'model')
     require('accelerate')
     require('matplotlib')

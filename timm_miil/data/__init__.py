@@ -8,7 +8,7 @@ from timm_miil.data.scenes import SceneConfig, make_scenes
 from timm_miil.data.seeding import mix_seed, seeded
 from timm_miil.data.shards import index_shards, read_shards, write_shards
 from timm_miil.data.splits import find_format, has_split, list_formats, list_splits, open_split, read_label_set
-from timm_miil.data.statistics import LabelStatistics, label_statistics
+from timm_miil.data.statistics import LabelStatistics, label_statistics, source_statistics
 from timm_miil.data.targets import Indices, SparseTargets
 from timm_miil.data.text_encoder import embed_text
 from timm_miil.data.transforms import create_paper_transform
@@ -20,5 +20,5 @@ __all__ = [
     'find_format', 'find_images', 'fixed_per_class', 'has_split', 'index_shards', 'label_statistics',
     'list_formats', 'list_splits', 'load_image', 'make_scenes', 'mix_seed', 'open_split', 'random_per_sample',
     'read_coco', 'read_hf', 'read_label_set', 'read_labels', 'read_shards', 'read_word_vectors', 'seeded',
-    'write_shards',
+    'source_statistics', 'write_shards',
 ]

@@ -50,6 +50,10 @@ class LabelledImages(abc.ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def label_counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """How many pictures show each label, how many do not, and of how many this is unknown, each (C,), int64."""
+        return self.labels.counts()
+
     @abc.abstractmethod
     def load_image(self, index: int) -> Image.Image:
         """Read one picture as RGB, upright.
@@ -175,6 +179,10 @@ class ImageStream(abc.ABC):
     def __init__(self, label_names: Sequence[str], num_images: int) -> None:
         check_distinct(label_names)
         self.label_names, self.num_images = tuple(label_names), num_images
+
+    def label_counts(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """As of `LabelledImages`; None if only reading all pictures would tell."""
+        return None
 
     @abc.abstractmethod
     def iterate(

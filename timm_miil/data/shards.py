@@ -206,6 +206,16 @@ class ShardStream(ImageStream):
         self._unknown = [
             column for column in range(len(self.label_names)) if column not in set(column_of.values())]
 
+    def label_counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As the index says."""
+        counts = torch.zeros(3, len(self.label_names), dtype=torch.int64)
+        counts[2, self._unknown] = self.num_images
+        for label in self.index.labels:
+            if (column := self._column_of[label.name]) >= 0:
+                counts[:, column] = torch.tensor([label.present, label.absent, label.unknown])
+        present, absent, unknown = counts
+        return present, absent, unknown
+
     def iterate(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,
     ) -> Iterator[tuple[Image.Image, Tensor, str]]:

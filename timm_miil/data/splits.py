@@ -164,8 +164,7 @@ def open_split(
             f'{data_dir} has no split {shown(split)}; it has {", ".join(map(shown, splits)) or "none"}.')
     read = cast(Callable[..., LabelledImages | ImageStream], reader.read_split)
     source = read(data_dir, found, labels=names, ignore_unknown_labels=ignore_unknown_labels, **options)
-    if isinstance(source, LabelledImages):
-        _log_never_present(source, f'{data_dir}, split {found}')
+    _log_never_present(source, f'{data_dir}, split {found}')
     return source
 
 
@@ -254,8 +253,10 @@ def _resolve(split: str, splits: Sequence[str], data_dir: Path) -> str | None:
     return found[0] if found else None
 
 
-def _log_never_present(source: LabelledImages, where: str) -> None:
-    never = [name for name, count in zip(source.label_names, source.labels.counts()[0].tolist()) if not count]
+def _log_never_present(source: LabelledImages | ImageStream, where: str) -> None:
+    if (counts := source.label_counts()) is None:
+        return
+    never = [name for name, count in zip(source.label_names, counts[0].tolist()) if not count]
     if never:
         _logger.warning(
             '%s: %d of %d labels are never present: %s.', where, len(never), len(source.label_names),

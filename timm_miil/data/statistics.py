@@ -1,4 +1,6 @@
 """What the labels of a data set look like: how often each is present, absent and unknown, and which come together."""
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +10,10 @@ from torch import Tensor
 
 from timm_miil._checks import nearest, shown
 from timm_miil.data._files import few
+from timm_miil.data.records import ImageStream, LabelledImages
 from timm_miil.data.targets import SparseTargets
 
-__all__ = ['LabelStatistics', 'label_statistics']
+__all__ = ['LabelStatistics', 'label_statistics', 'source_statistics']
 
 SHOWN_LABELS = 50
 SHOWN_PAIRS = 10
@@ -27,8 +30,9 @@ class LabelStatistics:
         present: Pictures that show each label, shape (C,), int64.
         absent: Pictures that do not show it, shape (C,), int64.
         unknown: Pictures of which this is not known, shape (C,), int64.
-        labels_per_image: Pictures that show 0, 1, 2, ... labels, int64.
-        pairs: Pairs of columns that are present together in a picture, the commonest first, shape (P, 2), int64.
+        labels_per_image: Pictures that show 0, 1, 2, ... labels, int64; empty for a stream.
+        pairs: Pairs of columns that are present together in a picture, the commonest first, shape (P, 2), int64; none
+            for a stream.
         pair_counts: Pictures of each pair, shape (P,), int64.
     """
     label_names: tuple[str, ...]
@@ -115,6 +119,16 @@ class LabelStatistics:
                 lines.append(f'{count:>9}  {_cut(self.label_names[first])} + {_cut(self.label_names[second])}')
         return '\n'.join(lines) + '\n'
 
+    def to_csv(self) -> str:
+        """The counts of all labels, in the order of the columns, with a header; a prevalence that is NaN is empty."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow(['label', 'present', 'absent', 'unknown', 'prevalence'])
+        counts = zip(self.present.tolist(), self.absent.tolist(), self.unknown.tolist(), self.prevalence.tolist())
+        for name, (*numbers, share) in zip(self.label_names, counts):
+            writer.writerow([name, *numbers, share if share == share else ''])
+        return file.getvalue()
+
 
 def label_statistics(labels: SparseTargets, label_names: Sequence[str]) -> LabelStatistics:
     """Count the labels of a data set, in memory that grows with its present labels and not with pictures times labels.
@@ -145,6 +159,24 @@ def label_statistics(labels: SparseTargets, label_names: Sequence[str]) -> Label
     return LabelStatistics(
         tuple(label_names), len(labels), present, absent, unknown,
         torch.from_numpy(np.bincount(per_image)), torch.from_numpy(pairs[order]), torch.from_numpy(counts[order]))
+
+
+def source_statistics(source: LabelledImages | ImageStream) -> LabelStatistics:
+    """Count the labels of a data set as it was opened; of a stream what it knows without being read.
+
+    Raises:
+        ValueError: If it is a stream that knows nothing.
+    """
+    if isinstance(source, LabelledImages):
+        return label_statistics(source.labels, source.label_names)
+    counts = source.label_counts()
+    if counts is None:
+        raise ValueError(
+            f'{type(source).__name__} is a stream that tells its labels only when all its pictures are read; open the '
+            f'data without streaming.')
+    nothing = torch.empty(0, dtype=torch.int64)
+    return LabelStatistics(
+        source.label_names, source.num_images, *counts, nothing, nothing.reshape(0, 2), nothing)
 
 
 def _cut(name: str) -> str:

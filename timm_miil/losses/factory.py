@@ -1,6 +1,7 @@
 """Losses by name, for recipes and command lines."""
 import fnmatch
 import importlib
+import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -79,7 +80,12 @@ def create_loss(name: str, **settings: object) -> nn.Module:
     class_name = known.get(_plain(name))
     if class_name is None:
         raise ValueError(f'unknown loss {name!r}; {nearest(name, _CLASS_OF_NAME)}')
-    loss: nn.Module = getattr(importlib.import_module('timm_miil.losses'), class_name)(**settings)
+    kind = getattr(importlib.import_module('timm_miil.losses'), class_name)
+    known_settings = inspect.signature(kind).parameters
+    for setting in settings:
+        if setting not in known_settings:
+            raise TypeError(f'{class_name} has no setting {setting!r}; {nearest(setting, known_settings)}')
+    loss: nn.Module = kind(**settings)
     return loss
 
 

@@ -1,15 +1,19 @@
 """A run's folder: what is in it, and what may be done with one that another run has left."""
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is there, and not in its __all__
 from torch import Tensor
 
 from timm_miil._atomic import write_file
+from timm_miil._checks import check_folder
 from timm_miil._errors import CheckpointError
-from timm_miil.train._state import differences
+from timm_miil.train._state import READERS, differences
 from timm_miil.train.checkpoint import (
     check_best_weights, forget_later, list_checkpoints, load_checkpoint, load_weights, newest_checkpoint, rotate,
     save_checkpoint, save_weights)
@@ -19,6 +23,9 @@ from timm_miil.train.results import EpochRecord, TrainResult, epochs_as_csv
 __all__ = ['RunFolder']
 
 FORMAT = 1  # of the checkpoint's state
+WAIT_SECONDS = 15.0  # for what is left of a run that was killed: its loader's workers
+
+_logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -33,9 +40,27 @@ class RunFolder:
         self.path, self.keep = Path(path), keep
         self.checkpoints = self.path / 'checkpoints'
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep other runs out of it.
+
+        Raises:
+            OSError: If it cannot be made, or another run is in it.
+        """
+        check_folder(output=self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(WeakFileLock(self.path / '.lock', timeout=WAIT_SECONDS))
+            except TimeoutError as error:
+                raise BlockingIOError(
+                    f'output {str(self.path)!r} has another run that is going on in it; wait for its end, or choose '
+                    f'another folder.') from error
+            yield
+
     def begin(
             self, recipe: Recipe, resume: str | Path | None, fingerprint: Mapping[str, str]) -> dict[str, Any] | None:
-        """Make the folder ready.
+        """Make the folder, which is held, ready.
 
         Args:
             recipe: What is going to be run.
@@ -58,8 +83,7 @@ class RunFolder:
             self._check(path, state, fingerprint)
             if path.parent.resolve() == self.checkpoints.resolve():
                 base, best_weights = path, state['best_weights']
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.mkdir(exist_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         # Of a run that starts anew, or from elsewhere, all: files of later steps would outlive its own.
         forget_later(self.checkpoints, base, best_weights)
         write_file(self.path / 'recipe.toml', recipe.to_toml())
@@ -137,3 +161,8 @@ class RunFolder:
             raise ValueError(
                 f'{path} is of another run: {"; ".join(found)}. Resume it with its own recipe (recipe.toml beside '
                 f'it) and data, or start anew in another folder.')
+        before, now = state['fingerprint'].get(READERS), fingerprint.get(READERS)
+        if state['step'] and before != now:
+            _logger.warning(
+                'the stream of training pictures was read in %s parts and is in %s: in the epoch that goes on some '
+                'pictures are seen twice and others not.', before, now)

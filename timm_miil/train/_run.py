@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from timm_miil._errors import TrainingError, TrainingInterrupted
-from timm_miil.data import LabelledImages
 from timm_miil.losses import LabelPriorEstimator
 from timm_miil.train._host import Host
 from timm_miil.train._interrupt import Stopped, StopRequest
@@ -84,10 +83,10 @@ class Run:
         self.fingerprint, self.observer, self.forgets = dict(fingerprint or {}), observer, forgets
         self.stop = StopRequest()
         device, labels = host.device, splits.label_names
-        self.mixup = build_mixup(recipe, len(labels))
+        self.mixup, counts = build_mixup(recipe, len(labels)), splits.train.label_counts()
         criterion = build_loss(
             recipe.loss, recipe.task, prior=prior, is_mixed=self.mixup is not None,
-            class_counts=splits.train.labels.counts()[0] if isinstance(splits.train, LabelledImages) else None)
+            class_counts=None if counts is None else counts[0])
         check_unknown(criterion, splits.train)
         self.model = host.place(build_model(recipe, labels))
         self.loader = build_train_loader(recipe, splits.train, self.model, share=host.share, device=device)

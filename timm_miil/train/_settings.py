@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import torch
 from timm.data import Mixup, create_transform
+from timm.models import is_model, list_models
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
+from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 from timm_miil import catalog
@@ -40,6 +43,9 @@ DECIDED_TRANSFORM = frozenset({
     'crop_border_pixels', 'crop_mode', 'crop_pct', 'hflip', 'input_size', 'interpolation', 'is_training', 'mean',
     'naflex', 'normalize', 'ratio', 'scale', 'separate', 'std', 'tf_preprocessing', 'use_prefetcher'})
 DECIDED_MIXUP = frozenset({'multi_label', 'num_classes'})
+
+# They need derivatives of the gradient, which training does not make.
+SECOND_ORDER = frozenset({'adahessian'})
 
 check_from_zero = partial(check_range, low=0.0, high=math.inf)
 check_unit = partial(check_range, low=0.0, high=1.0, closed=True)
@@ -153,6 +159,9 @@ class ModelSettings:
     pretrained: bool = False
 
     def __post_init__(self) -> None:
+        if ':' not in self.name and not is_model(self.name):  # with one it says where the model lies
+            raise ValueError(
+                f'name must be a model of timm, got {shown(self.name)}; {nearest(self.name, list_models())}')
         _check_undecided(self.args, DECIDED_MODEL)
 
 
@@ -161,7 +170,7 @@ class OptimizerSettings:
     """timm's optimizer.
 
     Args:
-        name: One of `timm.optim.list_optimizers()`.
+        name: One of `timm.optim.list_optimizers()` that needs first derivatives only.
         lr: Highest learning rate, above 0.
         weight_decay: Decay of weights with two or more dimensions, at least 0.
         layer_decay: Factor of the learning rate from each layer to the one below it, in [0, 1]; 0 for one rate.
@@ -174,7 +183,7 @@ class OptimizerSettings:
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = cast(list[str], list_optimizers())
+        known = set(cast(list[str], list_optimizers())) - SECOND_ORDER
         if self.name not in known:
             raise ValueError(f'name must be an optimizer of timm, got {self.name!r}; {nearest(self.name, known)}')
         check_range(lr=self.lr, low=math.ulp(0.0), high=math.inf)
@@ -210,12 +219,31 @@ class ScheduleSettings:
         check_from_zero(warmup_epochs=self.warmup_epochs, min_lr=self.min_lr)
         if self.name != 'onecycle':
             _check_keywords(self.args, create_scheduler_v2, DECIDED_TIMM_SCHEDULE)
+            self._try()
             return
         if self.warmup_epochs or self.min_lr:
             raise ValueError(
                 f'warmup_epochs and min_lr must be 0 with onecycle, got {self.warmup_epochs} and {self.min_lr}; set '
                 f'args.pct_start and args.final_div_factor.')
         _check_keywords(self.args, OneCycleLR, DECIDED_ONECYCLE)
+        self._try()
+
+    def _try(self) -> None:
+        """Raise ValueError if the schedule does not run with its arguments: what it takes, it says best itself."""
+        if not self.args:
+            return
+        optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+        try:
+            if self.name == 'onecycle':
+                OneCycleLR(optimizer, max_lr=1.0, total_steps=100, **self.args)
+                return
+            scheduler, _ = create_scheduler_v2(
+                optimizer, sched=self.name, num_epochs=3, step_on_epochs=False, updates_per_epoch=2,
+                **{'warmup_epochs': 1, **self.args})
+            for done in range(1, 7):
+                cast(Any, scheduler).step_update(done)
+        except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+            raise ValueError(f'args must be those of {self.name}, got {shown(dict(self.args))}: {error}') from error
 
 
 @dataclass(frozen=True)

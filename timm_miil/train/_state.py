@@ -15,13 +15,17 @@ from timm_miil.train.recipe import Recipe
 from timm_miil.train.splits import Splits
 
 __all__ = [
-    'differences', 'fingerprint', 'get_random_state', 'seed_process', 'seeded_run', 'set_random_state']
+    'READERS', 'differences', 'fingerprint', 'get_random_state', 'seed_process', 'seeded_run', 'set_random_state']
 
 # Settings that leave the result as it is, but for rounding and for what sees one part of a step (batch norms, budgets
 # of losses) or one worker's share of a stream, or that are said again by what the data hold.
 FREE = frozenset({
     'checkpoint_steps', 'data', 'grad_accum_steps', 'keep_checkpoints', 'paper', 'scenes', 'stop_epoch',
     'summary', 'torchcompile', 'workers'})
+
+
+# In how many parts a stream is read, which decides its order; a run may go on with another number.
+READERS = 'readers'
 
 
 @contextlib.contextmanager
@@ -74,18 +78,22 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state[device.type])
 
 
-def fingerprint(recipe: Recipe, splits: Splits) -> dict[str, str]:
+def fingerprint(recipe: Recipe, splits: Splits, num_processes: int) -> dict[str, str]:
     """What must be the same when a run goes on: the settings that matter, and what the pictures are."""
     settings = {
         field.name: value for field in dataclasses.fields(recipe) if field.name not in FREE
         for value in [getattr(recipe, field.name)]}
     pictures = {f'pictures of {split}': _describe(getattr(splits, split)) for split in ('train', 'val', 'test')}
+    if isinstance(splits.train, ImageStream):
+        pictures[READERS] = str(num_processes * max(recipe.workers, 1))
     return _flat(settings) | pictures
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """In words, each key of two fingerprints whose values differ; keys that one does not know are passed over."""
-    return [f'{key} was {old[key]} and is {new[key]}' for key in new if key in old and old[key] != new[key]]
+    """In words, each key of two fingerprints whose values must agree and differ; keys of one alone are passed over."""
+    return [
+        f'{key} was {old[key]} and is {new[key]}' for key in new
+        if key in old and old[key] != new[key] and key != READERS]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from timm_miil._checks import nearest, shown
 from timm_miil._errors import RecipeError
 
-__all__ = ['NONE', 'as_table', 'parse_value', 'read_settings', 'write_toml']
+__all__ = ['NONE', 'as_table', 'is_text', 'parse_value', 'read_settings', 'write_toml']
 
 NONE = 'none'  # what stands for a table that is left out; TOML has no word for it
 
@@ -64,6 +64,15 @@ def parse_value(text: str) -> object:
     except tomllib.TOMLDecodeError:
         return text
     return table['value'] if len(table) == 1 else text
+
+
+def is_text(kind: Any, key: str) -> bool:
+    """Whether the setting with a dotted key is text, so that a number there is one too."""
+    first, _, rest = key.partition('.')
+    hint: Any = typing.get_type_hints(kind).get(first)
+    if isinstance(hint, types.UnionType):  # X | None
+        hint = typing.get_args(hint)[0]
+    return is_text(hint, rest) if rest and dataclasses.is_dataclass(hint) else hint is str and not rest
 
 
 def write_toml(table: Mapping[str, Any]) -> str:

@@ -118,9 +118,10 @@ def build_loss(
 
 def check_unknown(criterion: nn.Module, source: LabelledImages | ImageStream) -> None:
     """Raise ValueError if labels of the training pictures are unknown and the loss refuses such."""
-    if getattr(criterion, 'ignore_unknown', True) or isinstance(source, ImageStream):
-        return  # a stream tells its labels as it goes
-    unknown = int(source.labels.counts()[2].sum())
+    counts = source.label_counts()
+    if getattr(criterion, 'ignore_unknown', True) or counts is None:
+        return  # such a stream tells its labels as it goes
+    unknown = int(counts[2].sum())
     if unknown:
         raise ValueError(
             f'{unknown} labels of the training pictures are unknown (-1), which {type(criterion).__name__} refuses; '

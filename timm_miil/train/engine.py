@@ -4,7 +4,6 @@ Hugging Face Accelerate tells which processes there are, whoever launched them (
 and brings devices, mixed precision and trackers; timm's task is what is trained.
 """
 import contextlib
-import dataclasses
 import datetime
 import logging
 import os
@@ -87,7 +86,7 @@ def train(
         FileNotFoundError: If a data file or the checkpoint is missing.
         ImageError: If a picture cannot be read.
         ImportError: If Accelerate or a tracker is not installed.
-        OSError: If `output` cannot be written to.
+        OSError: If `output` cannot be written to, or another run is going on in it.
         TrainingError: If the loss is not finite (the pictures of that step are then in `output`), or a checkpoint
             cannot be written.
         TrainingInterrupted: If SIGTERM or Ctrl-C came and there is an `output`; all is saved.
@@ -101,9 +100,11 @@ def train(
     if recipe.prior is not None:
         build_loss(recipe.loss, recipe.task)  # what is wrong with it is found before the temporary network trains
     splits = prepare_splits(recipe, data)
-    with _processes(recipe, device, log, output) as processes:
-        reports, known = Reports(on_step, on_epoch), fingerprint(recipe, splits)
+    with _processes(recipe, device, log, output) as processes, contextlib.ExitStack() as stack:
+        reports, known = Reports(on_step, on_epoch), fingerprint(recipe, splits, processes.count)
         folder = None if output is None else RunFolder(output, keep=recipe.keep_checkpoints)
+        if folder is not None:
+            processes.on_main(lambda: stack.enter_context(folder.held()))
         state = None if folder is None else processes.on_main(lambda: folder.begin(recipe, resume, known))
         prior = None
         if recipe.prior is not None:
@@ -342,7 +343,8 @@ def _processes(
                 kwargs_handlers=[utils.InitProcessGroupKwargs(timeout=TIMEOUT)])
             _check(recipe, accelerator, wanted)
             if log:
-                accelerator.init_trackers('timm-miil', config=_plain_settings(recipe))
+                settings = {name: str(value) for name, value in vars(recipe).items()}
+                accelerator.init_trackers('timm-miil', config=settings)
             try:
                 yield _Processes(recipe, accelerator)
             finally:
@@ -394,7 +396,3 @@ def _check(recipe: Recipe, accelerator: Any, wanted: torch.device | None) -> Non
         raise ValueError('sync_bn needs an accelerator for each process, got cpu; leave it out.')
     if recipe.fsdp and count == 1:
         _logger.warning('fsdp shares parameters out over processes; this is one.')
-
-
-def _plain_settings(recipe: Recipe) -> dict[str, Any]:
-    return {field.name: str(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}

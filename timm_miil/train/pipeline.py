@@ -56,7 +56,7 @@ def estimate_prior(
         As `train`.
     """
     own = prior_recipe(recipe)
-    known, path = fingerprint(own, splits), None if output is None else Path(output)
+    known, path = fingerprint(own, splits, host.share.count), None if output is None else Path(output)
     folder = None if path is None else RunFolder(path / 'prior', keep=own.keep_checkpoints)
     state = None if folder is None else host.on_main(
         lambda: folder.begin(own, None if resume is None else 'auto', known))

@@ -13,7 +13,7 @@ from timm_miil.data import SceneConfig
 from timm_miil.train._settings import (
     AugmentSettings, DataSettings, LossSettings, ModelSettings, OptimizerSettings, PaperSettings, PartialSettings,
     PriorSettings, ScheduleSettings, check_from_zero)
-from timm_miil.train._toml import as_table, parse_value, read_settings, write_toml
+from timm_miil.train._toml import as_table, is_text, parse_value, read_settings, write_toml
 
 __all__ = [
     'AugmentSettings', 'DataSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
@@ -130,7 +130,8 @@ class Recipe:
                 target = target.setdefault(part, {})
                 if not isinstance(target, dict):
                     raise RecipeError(f'{key}: {part} is no table.')
-            target[last] = parse_value(text)
+            value = parse_value(text)
+            target[last] = text if is_text(Recipe, key) and not isinstance(value, str) else value
         return read_settings(Recipe, table, source='override')
 
     def to_toml(self) -> str:

@@ -62,7 +62,9 @@ def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *
     others = {}
     if settings.val != DataSettings.val or has(settings.val):
         others['val'] = read(settings.val, train.label_names)
-    if settings.test or has('test'):
+    if settings.test == settings.val and 'val' in others:
+        others['test'] = others['val']
+    elif settings.test or has('test'):
         others['test'] = read(settings.test or 'test', train.label_names)
     if 'val' not in others:
         train, others['val'] = _part(_readable(train, f'data.val = {settings.val!r} is no split, and'), settings, seed)
@@ -175,6 +177,9 @@ class _SingleLabelStream(ImageStream):
     def __init__(self, source: ImageStream, split: str) -> None:
         super().__init__(source.label_names, source.num_images)
         self.source, self.split = source, split
+
+    def label_counts(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        return self.source.label_counts()
 
     def iterate(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,
