@@ -13,6 +13,9 @@ import torch
 
 from distributed_child import run  # pytest puts this folder on the path
 
+from timm_miil.losses import load_label_prior
+from timm_miil.train import read_splits
+
 CHILD = Path(__file__).with_name('distributed_child.py')
 LAUNCHERS = {
     'torchrun': [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone'],
@@ -37,6 +40,10 @@ JOBS = {
     'uneven': {'changes': {'batch_size': '8'}, 'few': 9},
     'odd': {'changes': {'batch_size': '15'}},
     'sync_bn': {'changes': {'sync_bn': 'true'}},
+    'prior': {'changes': {
+        'partial': '{scheme = "random_per_sample", drop_prob = 0.5}', 'loss.name': 'class_aware_selective',
+        'loss.args': '{mode = "selective", likelihood_topk = 1, prior_threshold = 0.5}',
+        'prior': '{epochs = 2, loss = {name = "class_aware_selective", args = {mode = "ignore"}}}'}, 'output': True},
 }
 NEAR_TIES = 0.1    # percent of mAP: two of 31 pictures whose scores differ by rounding change places
 LAUNCHED = {'torchrun': list(JOBS), 'accelerate': ['plain', 'interrupted']}
@@ -87,6 +94,17 @@ def test_two_processes_train_as_one(launched, tiny_scenes, tmp_path, launcher, n
     assert main['called'] == [1, 2] and other['called'] == []
     assert (main['is_main'], other['is_main']) == (True, False)
     assert other['logits'] is None and other['test'] == main['test'] and other['epochs'][0]['val_map'] > 0
+
+
+def test_two_processes_estimate_one_prior(launched, tiny_scenes, tmp_path):
+    main, other, folder = launched['torchrun', 'prior']
+    want = run(tiny_scenes, JOBS['prior'], tmp_path / 'alone')
+    names = read_splits(tiny_scenes).label_names
+    estimates = [load_label_prior(path / 'prior.csv', names) for path in (folder, tmp_path / 'alone')]
+    # The temporary network has no budget: its losses and confidences are those of one process, to rounding.
+    torch.testing.assert_close(*estimates, rtol=1e-4, atol=1e-6)
+    assert estimates[0].std() > 1e-3 and main['called'] == [1, 2] and other['called'] == []
+    assert all(torch.equal(main['weights'][key], other['weights'][key]) for key in want['weights'])
 
 
 def test_shared_parameters_train_as_whole_ones(launched, tiny_scenes, tmp_path):

@@ -19,6 +19,11 @@ from timm_miil.train.build import (
     EpochLoader, build_eval_loader, build_model, build_optimizer, build_scheduler, build_train_loader)
 
 NAMES = [f'thing {number}' for number in range(20)]
+# What compiles in seconds, and a step that rounding does not turn.
+PLAIN = {
+    'model.name': 'vit_tiny_patch16_224', 'optimizer.name': 'momentum', 'optimizer.lr': '0.003',
+    'model.args': '{img_size = 32, patch_size = 8, embed_dim = 16, depth = 1, num_heads = 2, '
+                  'pretrained_cfg_overlay = {input_size = [3, 32, 32]}}'}
 
 
 @pytest.fixture(scope='module')
@@ -205,3 +210,26 @@ def test_training_names_every_epoch_to_its_loader(tiny_scenes, tiny_recipe, monk
     monkeypatch.setattr(EpochLoader, 'batches', spy)
     train(tiny_recipe, tiny_scenes)
     assert seen == [0, 1]
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning', 'ignore::FutureWarning')  # inside the compiler
+def test_a_compiled_network_trains_as_it_is_and_goes_on(tiny_scenes, tiny_recipe, tmp_path, monkeypatch):
+    calls, compile_network = [], torch.compile
+
+    def spy(*args, **settings):
+        calls.append(args)
+        return compile_network(*args, **settings)
+
+    monkeypatch.setattr(torch, 'compile', spy)
+    recipe = tiny_recipe.override({**PLAIN, 'ema_decay': '0.5'})
+    want = train(recipe, tiny_scenes)
+    assert not calls
+    compiled = recipe.override({'torchcompile': 'true'})
+    first = train(compiled.override({'stop_epoch': '1'}), tiny_scenes, output=tmp_path / 'run')
+    assert len(first.epochs) == 1
+    found = train(compiled, tiny_scenes, output=tmp_path / 'run', resume='auto')
+    assert len(calls) >= 2
+    assert found.model.state_dict().keys() == want.model.state_dict().keys()
+    for name, tensor in want.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert found.test_map == pytest.approx(want.test_map, abs=1.0)  # scores that differ by rounding change places
