@@ -1,11 +1,13 @@
 """What does the training loop cost beside the network's own steps, and how fast are its pictures read?
 
-    python benchmarks/training.py                  # about 10 minutes on two cores
+    python benchmarks/training.py                                   # about 10 minutes on two cores
+    python benchmarks/training.py --device cuda --only steps        # the same steps there
 
 Steps: the engine's loop, told by its own callback, against the same steps written down by hand over the same batches,
-and against steps on one batch that lies ready. Pictures are in memory; processor time of one thread. Reading: from
-files to batches with the same transform, by the engine's loader and by timm's. Memory: the most that a process which
-trains ever held. Processes: one and two, of one thread each, started by torchrun, on the wall.
+and against steps on one batch that lies ready. Pictures are in memory; processor time of one thread, and on an
+accelerator the wall's, to the end of the device's work. Reading: from files to batches with the same transform, by the
+engine's loader and by timm's. Memory: the most that a process which trains ever held. Processes: one and two, of one
+thread each, started by torchrun, on the wall.
 """
 import argparse
 import csv
@@ -57,20 +59,30 @@ class InMemory(LabelledImages):
         raise NotImplementedError('nothing here selects')
 
 
-def contestants(recipe: Recipe, splits: Splits) -> dict[str, Callable[[], float]]:
+def contestants(recipe: Recipe, splits: Splits, device: torch.device) -> dict[str, Callable[[], float]]:
     """Three ways to do an epoch's steps, each of which returns the seconds of a step."""
+    def clock() -> float:
+        if device.type == 'cpu':
+            return time.process_time()
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
     def by_engine() -> float:
         marks: list[float] = []
-        train(recipe, splits, device='cpu', on_step=lambda _: marks.append(time.process_time()))
+        # Called when a step's loss was read, so that on an accelerator the next step is under way: no waiting here.
+        now = clock if device.type == 'cpu' else time.perf_counter
+        train(recipe, splits, device=device, on_step=lambda _: marks.append(now()))
         return (marks[-1] - marks[SKIPPED - 1]) / (len(marks) - SKIPPED)
 
     def by_hand(is_ready: bool) -> float:
         with seeded(recipe.seed):
-            model = build_model(recipe, splits.label_names).to(memory_format=torch.channels_last)
-            task, optimizer = build_task(recipe, model, torch.device('cpu')), build_optimizer(recipe, model)
-            loader = build_train_loader(recipe, splits.train, model)
+            model = build_model(recipe, splits.label_names).to(device, memory_format=torch.channels_last)
+            task, optimizer = build_task(recipe, model, device), build_optimizer(recipe, model)
+            loader = build_train_loader(recipe, splits.train, model, device=device)
             scheduler = build_scheduler(recipe, optimizer, len(loader))
-            batches = ((batch.images, batch.targets) for batch in loader.batches(0))
+            batches = (
+                (batch.images.to(device, memory_format=torch.channels_last, non_blocking=True),
+                 batch.targets.to(device, non_blocking=True)) for batch in loader.batches(0))
             if is_ready:
                 batches = iter([next(batches)] * len(loader))
             task.train()
@@ -83,13 +95,13 @@ def contestants(recipe: Recipe, splits: Splits) -> dict[str, Callable[[], float]
                 scheduler.step_update(done)
                 loss.item()
                 if done == SKIPPED:
-                    start = time.process_time()
-        return (time.process_time() - start) / (len(loader) - SKIPPED)
+                    start = clock()
+        return (clock() - start) / (len(loader) - SKIPPED)
 
     return {'by hand': lambda: by_hand(False), 'engine': by_engine, 'steps alone': lambda: by_hand(True)}
 
 
-def steps(folder: Path) -> list[dict[str, object]]:
+def steps(folder: Path, device: torch.device) -> list[dict[str, object]]:
     torch.set_num_threads(1)
     rows = []
     for case, (changes, num_steps, repeats) in CASES.items():
@@ -98,12 +110,12 @@ def steps(folder: Path) -> list[dict[str, object]]:
         few = InMemory(own.val, recipe.batch_size)
         splits = Splits(InMemory(own.train, num_steps * recipe.batch_size), few, None)
         rows += compare(
-            contestants(recipe, splits), repeats=repeats, clock=itself, case=case, batch_size=recipe.batch_size,
-            kilobytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            contestants(recipe, splits, device), repeats=repeats, clock=itself, case=case, batch_size=recipe.batch_size,
+            kilobytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, device=device.type)
     return rows
 
 
-def reading(folder: Path) -> list[dict[str, object]]:
+def reading(folder: Path, device: torch.device) -> list[dict[str, object]]:
     """One epoch of files to batches, in processes of their own; timm's loader reads the same files in its own order."""
     rows = []
     for (case, (scenes, size)), workers in itertools.product(PICTURES.items(), (1, 2)):
@@ -126,7 +138,7 @@ def reading(folder: Path) -> list[dict[str, object]]:
     return rows
 
 
-def processes(folder: Path) -> list[dict[str, object]]:
+def processes(folder: Path, device: torch.device) -> list[dict[str, object]]:
     """Pictures a second of one and of two processes of one thread, the second epoch of two; in turns."""
     scenes = make_scenes(folder / 'scenes', SCENES)
 
@@ -152,10 +164,13 @@ QUESTIONS = {'steps': steps, 'reading': reading, 'processes': processes}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--only', nargs='+', choices=QUESTIONS)
+    parser.add_argument(
+        '--device', type=torch.device, default=torch.device('cpu'), help='of the steps; the rest is of the CPU')
     ns = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         for question in ns.only or QUESTIONS:
-            save(f'training-{question}-cpu', QUESTIONS[question](Path(name)))
+            where = ns.device.type if question == 'steps' else 'cpu'
+            save(f'training-{question}-{where}', QUESTIONS[question](Path(name), ns.device))
 
 
 if __name__ == '__main__':
