@@ -136,7 +136,8 @@ def finished(tiny_scenes, tmp_path_factory):
 
 def test_what_a_run_leaves(finished, tiny_scenes):
     recipe, folder, result = finished
-    assert {path.name for path in folder.iterdir()} == {'checkpoints', 'recipe.toml', 'results.csv', 'summary.json'}
+    assert {path.name for path in folder.iterdir()} == {
+        '.lock', 'checkpoints', 'recipe.toml', 'results.csv', 'summary.json'}
     assert load_recipe(folder / 'recipe.toml') == recipe
     assert json.loads((folder / 'summary.json').read_text()) == json.loads(result.to_json())
     with open(folder / 'results.csv', newline='') as file:
