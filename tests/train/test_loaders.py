@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import timm_miil.data.shards as shards_module
 import timm_miil.train._loaders as loaders_module
 from timm_miil._errors import ImageError
 from timm_miil.data import ImageStream, MultiLabelDataset, MultiLabelRecords, read_shards, seeded, write_shards
@@ -168,6 +169,18 @@ def test_a_streams_start_falls_to_the_worker_whose_turn_it_is(shards):
     assert len(whole) == 9
     for start in (1, 2, 5):
         assert_same(loader.batches(2, start), whole[start:])
+
+
+def test_what_a_stream_passes_over_is_not_decoded(shards, monkeypatch):
+    decoded, decode = [], shards_module.decode_image
+
+    def spy(data, name):
+        decoded.append(name)
+        return decode(data, name)
+
+    monkeypatch.setattr(shards_module, 'decode_image', spy)
+    found = list(stream(shards, batch_size=3).batches(2, 7))
+    assert len(found) == 2 and len(decoded) == 6
 
 
 def test_repeats_follow_each_other_and_differ(records):

@@ -24,7 +24,7 @@ from timm_miil._extras import require
 from timm_miil.data._hf_labels import LabelFinder, find_image_column, find_labels, read_targets
 from timm_miil.data._labels import LabelColumns
 from timm_miil.data.images import decode_image
-from timm_miil.data.records import ImageStream, LabelledImages, check_share
+from timm_miil.data.records import ImageStream, LabelledImages, UnreadPicture, check_share, reading
 from timm_miil.data.seeding import mix_seed
 from timm_miil.data.targets import Indices, SparseTargets
 
@@ -216,6 +216,11 @@ class HfStream(ImageStream):
     def iterate(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,
     ) -> Iterator[tuple[Image.Image, Tensor, str]]:
+        return reading(self.iterate_unread(seed=seed, epoch=epoch, process=process, num_processes=num_processes))
+
+    def iterate_unread(
+            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
+    ) -> Iterator[UnreadPicture]:
         check_share(epoch=epoch, process=process, num_processes=num_processes)
         rows = self._rows(seed, epoch, process, num_processes)
         if seed is not None:
@@ -241,7 +246,7 @@ class HfStream(ImageStream):
                         yield f'{self.where}, file {file}, row {number}', dict(zip(batch, values))
                     number += 1
 
-    def _load(self, where: str, row: Row) -> tuple[Image.Image, Tensor, str]:
+    def _load(self, where: str, row: Row) -> UnreadPicture:
         targets = torch.zeros(len(self.label_names), dtype=torch.int8)
         listed = self._finder.find_in([row[name] for name in self._finder.columns], where)
         if listed is None:
@@ -254,7 +259,7 @@ class HfStream(ImageStream):
         targets[self._unknown] = -1
         name = _name(row[self.image], '')
         name = f'{where}, {name}' if name else where
-        return decode_image(_picture_bytes(row[self.image], name), name), targets, name
+        return lambda: decode_image(_picture_bytes(row[self.image], name), name), targets, name
 
 
 # ---- opening

@@ -20,7 +20,12 @@ from timm_miil.data.images import load_image
 from timm_miil.data.seeding import kept_generators, mix_seed, seed_generators
 from timm_miil.data.targets import Indices, SparseTargets
 
-__all__ = ['ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'check_share', 'files_of']
+__all__ = [
+    'ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'UnreadPicture', 'check_share',
+    'files_of', 'reading']
+
+UnreadPicture = tuple[Callable[[], Image.Image], Tensor, str]
+"""What reads a picture as RGB, upright; its targets; its name."""
 
 
 class LabelledImages(abc.ABC):
@@ -208,6 +213,22 @@ class ImageStream(abc.ABC):
             ValueError: If process is not in [0, num_processes), epoch is negative, or the data are damaged or mean
                 nothing.
         """
+
+    def iterate_unread(
+            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
+    ) -> Iterator[UnreadPicture]:
+        """As `iterate`, with a function in each picture's place that reads it, so that passing over one is cheap.
+
+        The function is for the time until the next picture is asked for.
+        """
+        for image, targets, name in self.iterate(
+                seed=seed, epoch=epoch, process=process, num_processes=num_processes):
+            yield lambda image=image: image, targets, name  # type: ignore[misc]  # mypy does not know its default
+
+
+def reading(pictures: Iterator[UnreadPicture]) -> Iterator[tuple[Image.Image, Tensor, str]]:
+    """The same pictures, read."""
+    return ((read(), targets, name) for read, targets, name in pictures)
 
 
 def check_share(*, epoch: int, process: int, num_processes: int) -> None:

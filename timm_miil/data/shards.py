@@ -26,7 +26,7 @@ from timm_miil.data._shard_tar import Labels, Sample, list_samples, parse_labels
 from timm_miil.data._shard_writing import ShardPlan, write_planned
 from timm_miil.data._shard_scan import scan_shards
 from timm_miil.data.images import decode_image
-from timm_miil.data.records import ImageStream, LabelledImages, check_share
+from timm_miil.data.records import ImageStream, LabelledImages, UnreadPicture, check_share, reading
 from timm_miil.data.seeding import mix_seed
 
 __all__ = [
@@ -219,12 +219,17 @@ class ShardStream(ImageStream):
     def iterate(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,
     ) -> Iterator[tuple[Image.Image, Tensor, str]]:
+        return reading(self.iterate_unread(seed=seed, epoch=epoch, process=process, num_processes=num_processes))
+
+    def iterate_unread(
+            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
+    ) -> Iterator[UnreadPicture]:
         check_share(epoch=epoch, process=process, num_processes=num_processes)
         return self._iterate(seed, epoch, process, num_processes)
 
     def _iterate(
             self, seed: int | None, epoch: int, process: int, num_processes: int,
-    ) -> Iterator[tuple[Image.Image, Tensor, str]]:
+    ) -> Iterator[UnreadPicture]:
         pieces = self._share(seed, epoch, process, num_processes)
         step = 1 if seed is None else self.shuffle_shards
         for start in range(0, len(pieces), step):
@@ -265,15 +270,21 @@ class ShardStream(ImageStream):
             raise ValueError(f'{self._path(shard)} is broken: {error}; write it again.') from error
         return samples
 
-    def _load(self, shard: int, file: IO[bytes], sample: Sample) -> tuple[Image.Image, Tensor, str]:
+    def _load(self, shard: int, file: IO[bytes], sample: Sample) -> UnreadPicture:
         where = f'{self._path(shard)}, {sample.key}'
         try:
             labels = parse_labels(read_span(file, sample.labels), sample.labels_suffix, self.index.label_names)
             targets = self._targets(labels)
-            data = read_span(file, sample.picture)
         except ValueError as error:
             raise ValueError(f'{where}: {error}.') from error
-        return decode_image(data, where), targets, labels.name or where
+
+        def read() -> Image.Image:
+            try:
+                data = read_span(file, sample.picture)
+            except ValueError as error:
+                raise ValueError(f'{where}: {error}.') from error
+            return decode_image(data, where)
+        return read, targets, labels.name or where
 
     def _targets(self, labels: Labels) -> Tensor:
         targets = torch.full((len(self.label_names),), labels.fill, dtype=torch.int8)

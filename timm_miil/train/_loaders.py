@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from timm_miil.data import ImageStream, MultiLabelDataset
+from timm_miil.data.records import UnreadPicture
 from timm_miil.data.seeding import kept_generators, mix_seed, seed_generators
 
 __all__ = ['Batch', 'EpochLoader', 'Share', 'StreamLoader', 'StreamPictures', 'TrainLoader', 'WorkerLoader']
@@ -221,16 +222,17 @@ class StreamPictures(IterableDataset[tuple[Tensor, Tensor, str]]):
         skipped = len(range(turn, start, workers)) * self.part
         taken = len(range(worker, end - start, workers)) * self.part
         pictures = self._endless(epoch, self.share.index * workers + turn, readers)
-        for image, targets, name in itertools.islice(pictures, skipped, skipped + taken):
+        for read, targets, name in itertools.islice(pictures, skipped, skipped + taken):
+            image = read()
             with kept_generators() if info is None else nullcontext():  # a worker's are nobody else's
                 seed_generators(mix_seed(self.seed, epoch, zlib.crc32(name.encode())))
                 tensor = self.transform(image)
             yield tensor, targets.float(), name
 
-    def _endless(self, epoch: int, process: int, processes: int) -> Iterator[tuple[Image.Image, Tensor, str]]:
+    def _endless(self, epoch: int, process: int, processes: int) -> Iterator[UnreadPicture]:
         for round in itertools.count():
             found = 0
-            for found, item in enumerate(self.source.iterate(
+            for found, item in enumerate(self.source.iterate_unread(
                     seed=mix_seed(self.seed or 0, round), epoch=epoch, process=process, num_processes=processes), 1):
                 yield item
             if not found:

@@ -13,6 +13,7 @@ from timm_miil._checks import nearest
 from timm_miil.data import (
     ImageStream, LabelledImages, SparseTargets, find_format, fixed_per_class, has_split, mix_seed, open_split,
     random_per_sample)
+from timm_miil.data.records import UnreadPicture, reading
 from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
 
 __all__ = ['Splits', 'forget_labels', 'hold_out', 'prepare_splits', 'read_splits', 'with_labels']
@@ -184,12 +185,17 @@ class _SingleLabelStream(ImageStream):
     def iterate(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,
     ) -> Iterator[tuple[Image.Image, Tensor, str]]:
-        for image, targets, name in self.source.iterate(
+        return reading(self.iterate_unread(seed=seed, epoch=epoch, process=process, num_processes=num_processes))
+
+    def iterate_unread(
+            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
+    ) -> Iterator[UnreadPicture]:
+        for read, targets, name in self.source.iterate_unread(
                 seed=seed, epoch=epoch, process=process, num_processes=num_processes):
             count = int((targets == 1).sum())
             if count != 1:
                 raise ValueError(_not_single(count, self.split, name))
-            yield image, targets, name
+            yield read, targets, name
 
 
 def _single(source: LabelledImages | ImageStream | None, split: str) -> Any:
