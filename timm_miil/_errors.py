@@ -1,7 +1,7 @@
 """Error types a caller may want to tell apart; plain ValueError and TypeError serve for wrong arguments."""
 
 __all__ = [
-    'CatalogError', 'CheckpointError', 'ImageError', 'PredictionError', 'RecipeError', 'TrainingError',
+    'CatalogError', 'CheckpointError', 'HubError', 'ImageError', 'PredictionError', 'RecipeError', 'TrainingError',
     'TrainingInterrupted',
 ]
 
@@ -12,6 +12,10 @@ class CatalogError(ValueError):
 
 class CheckpointError(RuntimeError):
     """Weights do not fit the network they are loaded into, or a file is not a checkpoint."""
+
+
+class HubError(RuntimeError):
+    """The Hub refuses, does not answer, or has something else than was sent; the message says what to do."""
 
 
 class ImageError(OSError):

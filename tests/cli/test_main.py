@@ -45,8 +45,8 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize('argv, line', [
-    (['prdict'], "timm-miil: unknown command 'prdict'; did you mean 'predict'? Known: explain, info, list, "
-                 'predict, quickstart, shards, train, tune, validate. (see timm-miil --help)'),
+    (['prdict'], "timm-miil: unknown command 'prdict'; did you mean 'predict'? Known: data, explain, info, "
+                 'list, predict, push, quickstart, shards, train, tune, validate. (see timm-miil --help)'),
     (['--frobnicate'], 'timm-miil: unrecognized arguments: --frobnicate (see timm-miil --help)'),
     (['list', '--frobnicate'], 'timm-miil list: unrecognized arguments: --frobnicate (see timm-miil list --help)'),
 ])

@@ -19,7 +19,7 @@ from timm_miil._version import __version__
 
 __all__ = ['VERBS', 'main']
 
-VERBS = ('predict', 'explain', 'train', 'validate', 'tune', 'data', 'shards', 'quickstart', 'list', 'info')
+VERBS = ('predict', 'explain', 'train', 'validate', 'tune', 'data', 'shards', 'push', 'quickstart', 'list', 'info')
 
 USAGE_ERROR = 2
 INTERRUPTED = 128 + 2     # as a shell reports SIGINT

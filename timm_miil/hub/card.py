@@ -1,5 +1,7 @@
 """Model cards: README.md of a model folder, with the metadata that the Hub reads."""
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +12,17 @@ from timm.models import create_model
 
 from timm_miil import catalog
 
-__all__ = ['CARD_FILE', 'CardFacts', 'CardMetric', 'ProblemType', 'catalog_facts', 'check_card', 'render_card']
+__all__ = [
+    'CARD_FILE', 'CardFacts', 'CardMetric', 'ProblemType', 'catalog_facts', 'check_card', 'is_sealed', 'render_card']
 
 ProblemType = Literal['multi_label_classification', 'single_label_classification']
 
 CARD_FILE = 'README.md'
 NAMED_LABELS = 12
+
+# The last line of a card that a program wrote; who edits the text breaks it, so that a push leaves it alone.
+_SEAL = '<!-- written by timm-miil, {digest} -->\n'
+_SEALED = re.compile(r'(.*)\n<!-- written by timm-miil, ([0-9a-f]{16}) -->\s*', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def render_card(facts: CardFacts) -> str:
     ]
     card = '---\n' + ''.join(f'{line}\n' for line in _yaml(head)) + '---\n\n' + '\n\n'.join(body) + '\n'
     check_card(card)
-    return card
+    return f'{card}\n{_SEAL.format(digest=_digest(card))}'
 
 
 def catalog_facts(name: str) -> CardFacts:
@@ -161,6 +168,12 @@ def catalog_facts(name: str) -> CardFacts:
     )
 
 
+def is_sealed(card: str) -> bool:
+    """Whether the card is as `render_card` wrote it."""
+    found = _SEALED.fullmatch(card.replace('\r\n', '\n'))
+    return found is not None and _digest(found[1]) == found[2]
+
+
 def check_card(card: str) -> None:
     """Raise ValueError unless the Hub would take the card and show library, task, licence and results."""
     try:
@@ -170,6 +183,10 @@ def check_card(card: str) -> None:
     missing = [key for key in ('license', 'library_name', 'pipeline_tag', 'tags') if not data.get(key)]
     if missing:
         raise ValueError(f'the head of the card must name {", ".join(missing)}.')
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(card.rstrip().encode()).hexdigest()[:16]
 
 
 def _usage(source: str, problem_type: ProblemType) -> str:
