@@ -38,6 +38,15 @@ def test_a_split_is_checked_and_its_labels_counted(folder, capsys, caplog):
     assert list(rows) == ['cat', 'dog', 'bird', 'emu']
 
 
+def test_all_splits_are_checked_unless_one_is_named(folder, capsys):
+    (folder / 'val.csv').write_text('image,labels\na.png,zebra\n')
+    assert main(['data', '.']) == 2
+    assert "val.csv has labels that are not among the 4 given ones: 'zebra'" in capsys.readouterr().err
+    assert main(['data', '.', '--split', 'train']) == 0
+    assert main(['data', '.', '--set', 'ignore_unknown_labels=true']) == 0
+    assert '.: format csv, splits train, val; this is train' in capsys.readouterr().out
+
+
 def test_few_rows_of_many_labels(folder, capsys):
     assert main(['data', '.', '--num-labels', '2']) == 0
     out = capsys.readouterr().out

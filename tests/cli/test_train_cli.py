@@ -65,6 +65,7 @@ def test_it_prints_what_it_did(trained, data_dir):
     output, out = trained
     want = [
         rf'{data_dir}: 72 pictures to train on, 24 to validate, 32 to test; 20 labels',
+        r'the weights of mldecoder start at random; --pretrained starts from those that it has',
         r'epoch 1/2: loss \d+\.\d{3}, val mAP \d+\.\d\d, \d+ pictures/s',
         r'epoch 2/2: loss \d+\.\d{3}, val mAP \d+\.\d\d, \d+ pictures/s',
         r'test mAP \d+\.\d\d with the weights of epoch [12]',
@@ -130,7 +131,7 @@ def test_a_run_is_not_written_over_but_gone_on_with(trained, data_dir, capsys):
     assert run(*words) == 2
     assert f"output '{output}' has a run in it (results.csv); go on with it by resume='auto'" in capsys.readouterr().err
     assert run(*words, '--resume', 'auto') == 0
-    assert capsys.readouterr().out.splitlines()[0] == out.splitlines()[3]  # no epoch was left to train
+    assert capsys.readouterr().out.splitlines()[0] == out.splitlines()[4]  # no epoch was left to train
     assert (output / 'model' / 'model.safetensors').read_bytes() == weights
 
 
@@ -225,6 +226,15 @@ def test_other_words_set_theirs(words, changes, caught, data_dir, tmp_path):
     assert caught['recipe'] == load_recipe(TINY).override(changes)
 
 
+def test_what_the_data_ask_of_the_loss_is_kept(caught, data_dir, tmp_path):
+    words = ['finetune', '--data-dir', data_dir, '--output', tmp_path / 'a']
+    assert run(*words, '--loss', 'bce') == 2
+    assert dict(caught['recipe'].loss.args) == {'ignore_unknown': True}
+    assert run(*words, '--loss', 'class_aware_selective', '--model', 'resnet10t') == 2
+    assert not caught['recipe'].loss.args and caught['recipe'].summary == (
+        'resnet10t, trained with the loss class_aware_selective.')
+
+
 def test_options_reach_the_training(caught, data_dir, tmp_path):
     assert run(TINY, '--data-dir', data_dir, '--output', tmp_path / 'a', '--resume', 'auto', '--device', 'cpu') == 2
     assert caught['output'] == tmp_path / 'a' and caught['resume'] == 'auto' and caught['device'] == torch.device('cpu')
@@ -234,7 +244,7 @@ def test_options_reach_the_training(caught, data_dir, tmp_path):
 
 @pytest.mark.parametrize(('words', 'message'), [
     (['asl_cocoo'], "unknown recipe 'asl_cocoo'; did you mean 'asl_coco'?"),
-    (['none.toml'], "[Errno 2] No such file or directory: 'none.toml'"),
+    (['none.toml'], "there is no recipe file 'none.toml'."),
     (['asl_coco'], 'recipe asl_coco needs a data set: give its folder by --data-dir, or try one of the recipes that'),
     (['scenes_asl', '--data-dir', 'nowhere'], "data_dir must be the folder of a data set, got 'nowhere', which is"),
     (['--epochs', '3'], 'name a recipe, such as finetune; `timm-miil train --list` shows all.'),

@@ -32,6 +32,7 @@ FORMS = {
     'wide': ('image,cat,dog\na.jpg,1,0\nb.jpg,0,1\n', {'a.jpg': [1, 0], 'b.jpg': [0, 1]}),
     'wide with unknown': ('image,cat,dog\na.jpg,1,\nb.jpg,-1,0\n', {'a.jpg': [1, -1], 'b.jpg': [-1, 0]}),
     'wide with points': ('Path,cat,dog\na.jpg,1.0,0.0\nb.jpg,,-1.0\n', {'a.jpg': [1, 0], 'b.jpg': [-1, -1]}),
+    'wide with spaces': ('image,cat,dog\na.jpg, 1, 0\nb.jpg,0 ,\n', {'a.jpg': [1, 0], 'b.jpg': [0, -1]}),
     'semicolons, other line ends': ('file_name;cat;dog\r\na.jpg;1;0\r\n\r\nb.jpg;0;1', {
         'a.jpg': [1, 0], 'b.jpg': [0, 1]}),
     'list': ('image,labels\na.jpg,cat;dog\nb.jpg,\nc.jpg,dog\n', {'a.jpg': [1, 1], 'b.jpg': [0, 0], 'c.jpg': [0, 1]}),
@@ -54,6 +55,14 @@ def test_the_form_is_told_from_the_content(name, mark, write):
     data_dir = write(mark + text)
     assert find_format(data_dir) == 'csv'
     assert read(data_dir) == (LABELS, want)
+
+
+def test_a_label_with_commas_that_is_made_of_other_labels(write):
+    text = 'image,labels\na.jpg,"cat, dog"\nb.jpg,cat\nc.jpg,dog\n'
+    with pytest.raises(ValueError, match="'cat, dog' is one label or 2, all of which are there too; divide labels by"):
+        read(write(text))
+    assert read(write(text), separator=',')[0] == LABELS
+    assert read(write(text.replace('c.jpg,dog', 'c.jpg,emu')))[0] == ('cat', 'cat, dog', 'emu')
 
 
 def test_the_label_set_of_the_wide_form_is_its_header(write):

@@ -20,6 +20,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from worker_shares import WorkerShares
 
+import timm_miil.data.shards as shards_module
+from timm_miil._atomic import locked
 from timm_miil.data import LabelledImages, MultiLabelRecords, SparseTargets
 from timm_miil.data._packed import PackedPaths
 from timm_miil.data.shards import ShardStream, list_splits, read_shards, write_shards
@@ -57,7 +59,9 @@ def numbers(stream, *, seed=None, epoch=0, process=0, num_processes=1) -> list[i
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    """Of all files but locks."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*')
+            if path.is_file() and path.suffix != '.lock'}
 
 
 # ---- what is written
@@ -146,6 +150,15 @@ def test_the_package_webdataset_reads_them(shards):
 
 
 @forks
+def test_two_processes_do_not_write_one_split(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, 'LOCK_SECONDS', 0.2)
+    with locked(tmp_path / '.train.lock', seconds=1), pytest.raises(
+            BlockingIOError, match='is being written to by another process; wait for its end, or choose another'):
+        write_shards(records, tmp_path, split='train', workers=0)
+    assert not contents(tmp_path)
+    write_shards(records, tmp_path, split='train', workers=0)
+
+
 def test_processes_write_the_same_bytes_as_one(records, shards, tmp_path):
     seen = []
     write_shards(

@@ -398,6 +398,10 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         "no such model folder: 'timm/resnet18'; for a repository on the Hub, write hf-hub:timm/resnet18.")
     assert load_error('./a/b') == "no such model folder: './a/b'."
     assert load_error('local-dir:nowhere').startswith("cannot load model 'local-dir:nowhere': ")
+    (tmp_path / 'run' / 'model').mkdir(parents=True)
+    (tmp_path / 'run' / 'model' / 'config.json').write_text('{}')
+    assert load_error(str(tmp_path / 'run')).endswith(
+        f"the folder is of a training; its model is {str(tmp_path / 'run' / 'model')!r}.")
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'folder').mkdir()
     assert 'config.json' in load_error('folder')

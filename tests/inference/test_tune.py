@@ -192,6 +192,9 @@ def test_a_failure_leaves_the_folder_as_it_was(folder, source, tmp_path):
     none = MultiLabelRecords(source.image_paths, source.targets.clamp(max=0), LABELS)
     with pytest.raises(ValueError, match=r'^targets hold no positive among 120 labels; a threshold needs some\.$'):
         tune_folder(folder, none, output=tmp_path / 'copy')
+    only = MultiLabelRecords(source.image_paths, torch.where(source.targets == 1, 1, -1).to(torch.int8), LABELS)
+    with pytest.raises(ValueError, match='no label is known to be present in some of the pictures and absent in other'):
+        tune_folder(folder, only, output=tmp_path / 'copy')
     assert content(folder) == before and not (tmp_path / 'copy').exists()
 
 

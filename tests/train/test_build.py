@@ -50,3 +50,12 @@ def test_the_temporary_networks_steps_are_told(tiny_recipe, tiny_scenes):
     train(tiny_recipe.override({**PRIOR, 'epochs': '1'}), tiny_scenes, on_step=steps.append)
     count = steps[0].steps
     assert [step.is_prior for step in steps] == [True] * count + [False] * count
+
+
+def test_weights_that_cannot_be_had_are_one_error(tiny_recipe):
+    recipe = tiny_recipe.override({
+        'model.name': 'resnet10t', 'model.pretrained': 'true',
+        'model.args': '{pretrained_cfg_overlay = {url = "http://127.0.0.1:9/weights.pth", hf_hub_id = ""}}'})
+    with pytest.raises(OSError, match='^the weights that resnet10t starts from could not be had: .*; check the network, '
+                                      r'or start at random .model.pretrained = false'):
+        build_model(recipe, LABELS)

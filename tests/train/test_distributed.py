@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed_child import run  # pytest puts this folder on the path
+from distributed_child import RECIPE, run  # pytest puts this folder on the path
 
 from timm_miil.losses import load_label_prior
-from timm_miil.train import read_splits
+from timm_miil.train import load_recipe, read_splits
+from timm_miil.train.build import build_model
 
 CHILD = Path(__file__).with_name('distributed_child.py')
+TINY = Path(__file__).with_name('tiny.toml')
 LAUNCHERS = {
     'torchrun': [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone'],
     'accelerate': [
@@ -39,6 +41,10 @@ JOBS = {
     'fsdp_uneven': {'changes': {'fsdp': 'true', 'batch_size': '8'}, 'few': 9, 'wide': True},
     'uneven': {'changes': {'batch_size': '8'}, 'few': 9},
     'odd': {'changes': {'batch_size': '15'}},
+    # One step without momentum: what it changes is the gradient.
+    'gradient': {'changes': {
+        'epochs': '1', 'batch_size': '64', 'optimizer.name': 'sgd', 'optimizer.lr': '1.0',
+        'optimizer.weight_decay': '0', 'schedule.name': 'constant', 'schedule.warmup_epochs': '0'}},
     'sync_bn': {'changes': {'sync_bn': 'true'}},
     'prior': {'changes': {
         'partial': '{scheme = "random_per_sample", drop_prob = 0.5}', 'loss.name': 'class_aware_selective',
@@ -94,6 +100,16 @@ def test_two_processes_train_as_one(launched, tiny_scenes, tmp_path, launcher, n
     assert main['called'] == [1, 2] and other['called'] == []
     assert (main['is_main'], other['is_main']) == (True, False)
     assert other['logits'] is None and other['test'] == main['test'] and other['epochs'][0]['val_map'] > 0
+
+
+def test_two_processes_have_the_gradient_of_one(launched, tiny_scenes, tmp_path):
+    main, other, _ = launched['torchrun', 'gradient']
+    want = alone(tiny_scenes, 'gradient', tmp_path)
+    start = build_model(load_recipe(TINY).override(RECIPE), read_splits(tiny_scenes).label_names).state_dict()
+    assert any((want['weights'][key] - start[key]).abs().max() > 0.1 for key in start), 'it is a gradient of some size'
+    for key, weight in want['weights'].items():
+        torch.testing.assert_close(main['weights'][key], weight, rtol=0, atol=1e-5)
+        assert torch.equal(main['weights'][key], other['weights'][key])
 
 
 def test_two_processes_estimate_one_prior(launched, tiny_scenes, tmp_path):

@@ -1,5 +1,7 @@
 """What stops a run is one error that says what to do, whoever meets it: a loss, a worker, a step, a stream."""
+import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,11 +10,13 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 import timm_miil.train._output as output_module
 import timm_miil.train._scoring as scoring_module
+import timm_miil.train.checkpoint as checkpoint_module
 from timm_miil._errors import ImageError, TrainingError, TrainingInterrupted
-from timm_miil.data import ImageStream, SparseTargets
+from timm_miil.data import ImageStream, MultiLabelRecords, SparseTargets
 from timm_miil.train import Splits, list_recipes, load_recipe, read_splits, train
 
 DIVERGING = {
@@ -177,3 +181,64 @@ def test_a_stream_that_goes_on_with_other_workers_is_told_of(tiny_recipe, pictur
     assert 'stream' not in caplog.text
     train(recipe.override({'workers': '2'}), streams, output=tmp_path / 'other', resume='auto')
     assert 'was read in 1 parts and is in 2: in the epoch that goes on some pictures are seen twice' in caplog.text
+
+
+def test_without_a_map_the_last_epoch_is_kept(tiny_recipe, pictures, tmp_path, caplog):
+    targets = pictures.val.targets
+    targets[targets == 0] = -1  # as where only present labels were annotated
+    splits = Splits(pictures.train, with_targets(pictures.val.select(range(8)), targets))
+    result = train(tiny_recipe, splits, output=tmp_path / 'run')
+    assert result.best_epoch == 2 and math.isnan(result.val_map)
+    assert 'there is no mAP, and the last epoch is kept' in caplog.text
+
+    def refuse(word):
+        raise AssertionError(f'{word} is no JSON')
+
+    summary = json.loads((tmp_path / 'run' / 'summary.json').read_text(), parse_constant=refuse)
+    assert summary['val']['map'] is None and summary['best_epoch'] == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_now_stops_and_costs_nothing(tiny_recipe, pictures, tmp_path, monkeypatch):
+    recipe = tiny_recipe.override({'stop_epoch': '1'})
+    train(recipe, pictures, output=tmp_path / 'run')
+    folder = tmp_path / 'run' / 'checkpoints'
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def load(path):
+        raise OSError(errno.EIO, 'Input/output error')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, 'load_checkpoint', load)
+        with pytest.raises(OSError, match='step-.* cannot be read .Input/output error.; try again, or move it away'):
+            train(tiny_recipe, pictures, output=tmp_path / 'run', resume='auto')
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert len(train(tiny_recipe, pictures, output=tmp_path / 'run', resume='auto').epochs) == 2
+
+
+def test_a_table_that_lacks_its_last_epoch_is_whole_again(tiny_recipe, pictures, tmp_path):
+    train(tiny_recipe, pictures, output=tmp_path / 'run')
+    table = tmp_path / 'run' / 'results.csv'
+    whole = table.read_text()
+    table.write_text(''.join(whole.splitlines(keepends=True)[:-1]))
+    train(tiny_recipe, pictures, output=tmp_path / 'run', resume='auto')
+    assert table.read_text() == whole
+
+
+def test_pictures_that_were_replaced_are_other_pictures(tiny_recipe, tmp_path):
+    names = [f'{number}.png' for number in range(24)]
+    for name in names:
+        Image.new('RGB', (32, 32), (len(name), 0, 0)).save(tmp_path / name)
+    targets = torch.eye(20, dtype=torch.int8)[torch.arange(24) % 20]
+    records = MultiLabelRecords([tmp_path / name for name in names], targets, [f'label {each}' for each in range(20)])
+    splits = Splits(records, records)
+    train(tiny_recipe.override({'stop_epoch': '1'}), splits, output=tmp_path / 'run')
+    for name in names:
+        Image.new('RGB', (32, 32), (0, 0, 99)).save(tmp_path / name)
+    with pytest.raises(ValueError, match='is of another run: pictures of train was 24 with 20 labels .* and is 24 '):
+        train(tiny_recipe, splits, output=tmp_path / 'run', resume='auto')
+
+
+def test_forgetting_all_labels_is_refused(tiny_recipe, pictures):
+    recipe = tiny_recipe.override({'partial': '{scheme = "random_per_sample", drop_prob = 1.0}'})
+    with pytest.raises(ValueError, match='partial must leave labels that are known, got none of them'):
+        train(recipe, pictures)

@@ -139,6 +139,7 @@ def test_tables_that_fit(changes):
     ({**TIMM, 'augment.args.mixup.alpha': '0.1'}, "augment.args.mixup has the unknown key 'alpha'"),
     ({**TIMM, 'augment.args.aug_repeats': '-1'}, 'augment.args.aug_repeats must be at least 0, got -1'),
     ({**TIMM, 'augment.args.scale': '1'}, "augment.args has the unknown key 'scale'"),
+    ({'augment.image_size': '100000'}, r'augment.image_size must be in \[0, 4096\], got 100000'),
     ({'augment.image_size': '-1'}, 'augment.image_size must be at least 0, got -1'),
     ({'data.val_fraction': '0'}, 'data.val_fraction must be between 0 and 1, got 0.0'),
     ({'data.train': ''}, "data.train and val must name splits, got '' and 'val'"),
@@ -152,6 +153,16 @@ def test_tables_that_fit(changes):
 def test_tables_that_do_not_fit(changes, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(TINY).override(changes)
+
+
+def test_a_recipe_of_another_network_or_loss_is_not_called_as_before():
+    recipe = load_recipe('finetune')
+    assert recipe.override({'epochs': '3', 'model.args.drop_rate': '0.1'}).summary == recipe.summary
+    other = recipe.override({'model.args.backbone': 'resnet18', 'loss.name': 'bce'})
+    assert other.summary == 'mldecoder on resnet18, trained with the loss bce.'
+    assert recipe.override({'model.name': 'resnet18', 'model.args': '{}'}).summary == (
+        'resnet18, trained with the loss asymmetric.')
+    assert recipe.override({'loss.name': 'bce', 'summary': 'Mine.'}).summary == 'Mine.'
 
 
 def test_a_text_may_look_like_a_number():

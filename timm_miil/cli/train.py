@@ -7,8 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is there, and not in its __all__
-
+from timm_miil._atomic import locked
 from timm_miil._checks import check_folder, shown
 from timm_miil._errors import TrainingInterrupted
 from timm_miil._extras import require
@@ -78,6 +77,8 @@ SWITCHES = (
 AMP_PRECISIONS = {'float16': 'fp16', 'bfloat16': 'bf16'}
 # Flags that name a thing: the arguments of the thing that the recipe names are not for another one.
 NAMES_A_THING = ('model.name', 'loss.name', 'optimizer.name', 'schedule.name')
+# But for what the data ask for.
+KEPT_ARGS = dict.fromkeys(('asymmetric', 'bce', 'focal'), ('ignore_unknown',))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,10 +133,12 @@ def run(ns: argparse.Namespace) -> int:
 
     data = ns.data_dir or _make_scenes(recipe, name, output)
     splits = read_splits(data, recipe.data, seed=recipe.seed)
+    head = f'{printable(data)}: {counts_line(splits)}'
+    if ns.data_dir and not recipe.model.pretrained and not recipe.model.args.get('pretrained_backbone'):
+        head += f'\nthe weights of {recipe.model.name} start at random; --pretrained starts from those that it has'
     try:
         result = train_with_progress(
-            recipe, splits, head=f'{printable(data)}: {counts_line(splits)}', output=output, resume=ns.resume,
-            device=device, log=ns.log)
+            recipe, splits, head=head, output=output, resume=ns.resume, device=device, log=ns.log)
     except TrainingInterrupted as stop:
         _note(str(stop))
         return INTERRUPTED
@@ -165,8 +168,12 @@ def _changes(ns: argparse.Namespace, recipe: Recipe) -> Iterator[tuple[str, str]
         table = key.partition('.')[0]
         settings = getattr(recipe, table)
         if given.get(key, settings.name) != settings.name and settings.args:
-            _note(f'{table}.args are left out, since they are for {settings.name}: {", ".join(settings.args)}')
+            kept = {name: settings.args[name] for name in KEPT_ARGS.get(given[key], ()) if name in settings.args}
+            left = ', '.join(name for name in settings.args if name not in kept)
+            if left:
+                _note(f'{table}.args are left out, since they are for {settings.name}: {left}')
             yield f'{table}.args', '{}'
+            yield from ((f'{table}.args.{name}', json.dumps(value)) for name, value in kept.items())
     yield from given.items()
     for word in ns.set:
         key, sign, value = word.partition('=')
@@ -185,7 +192,7 @@ def _make_scenes(recipe: Recipe, name: str, output: Path) -> Path:
             f'recipe {name} needs a data set: give its folder by --data-dir, or try one of the recipes that make their '
             f'pictures, such as {own[0]}.')
     output.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(output / '.scenes.lock'):  # torchrun starts several of us
+    with locked(output / '.scenes.lock', seconds=None):  # torchrun starts several of us
         return make_pictures(output / 'scenes', recipe.scenes)
 
 

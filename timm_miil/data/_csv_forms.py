@@ -150,10 +150,14 @@ def read_wide(layout: Layout, pictures: Pictures, columns: LabelColumns) -> Labe
         try:
             block += bytes(map(_BYTES.__getitem__, values))
         except KeyError:
-            name, value = next((name, value) for name, value in zip(names, values) if value not in _BYTES)
-            raise ValueError(
-                f'{path}, line {line}: a label must be 1, 0, -1 or empty, got {shown(value)} in column {shown(name)}; '
-                f'leave out columns that are no labels.') from None
+            plain = [value.strip() for value in values]
+            wrong = [(name, value) for name, value in zip(names, plain) if value not in _BYTES]
+            if wrong:
+                name, value = wrong[0]
+                raise ValueError(
+                    f'{path}, line {line}: a label must be 1, 0, -1 or empty, got {shown(value)} in column '
+                    f'{shown(name)}; leave out columns that are no labels.') from None
+            block += bytes(map(_BYTES.__getitem__, plain))
         if len(block) == BLOCK_ROWS * len(fields):
             store()
     if block:
@@ -187,6 +191,7 @@ def read_list(
         for name in dict.fromkeys(names):
             if name and (column := columns.find(name, f'line {line}')) >= 0:
                 entries.add(len(pictures.names) - 1, column, 1, line)
+    _check_commas(path, columns)
     return _finish(layout, pictures, columns, entries, unlisted)
 
 
@@ -217,6 +222,16 @@ def read_long(layout: Layout, pictures: Pictures, columns: LabelColumns, *, unli
         if column >= 0:
             entries.add(picture, column, value, line)
     return _finish(layout, pictures, columns, entries, (-1 if confidence >= 0 else 0) if unlisted is None else unlisted)
+
+
+def _check_commas(path: object, columns: LabelColumns) -> None:
+    """Raise ValueError if a label with commas is made of other labels: it is several, rather."""
+    for name in columns.known:
+        parts = [part.strip() for part in name.split(',')]
+        if len(parts) > 1 and all(part in columns.known for part in parts):
+            raise ValueError(
+                f'{path}: {shown(name)} is one label or {len(parts)}, all of which are there too; divide labels by '
+                f"{' or '.join(map(repr, SEPARATORS))}, or give separator=',' (--set separator=,).")
 
 
 def _finish(layout: Layout, pictures: Pictures, columns: LabelColumns, entries: Entries, fill: int) -> Labelled:

@@ -70,7 +70,8 @@ class LabelColumns:
             known = self._names or ()
             listed = (f'{shown(name)} ({where}{_nearest(name, known)})' for name, where in self._unknown.items())
             advice = 'correct them or give labels that has them' if self._ignore_unknown is None else (
-                'correct them, give labels that has them, or pass ignore_unknown_labels=True')
+                'correct them, give labels that has them, or pass ignore_unknown_labels=True (to a command: '
+                '--set ignore_unknown_labels=true)')
             raise ValueError(
                 f'{file} has labels that are not among the {len(known)} given ones: '
                 f'{few(listed, len(self._unknown))}; {advice}.')

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from timm_miil._atomic import locked
 from timm_miil._checks import check_not_negative, check_positive, shown
 from timm_miil.data._labels import LabelColumns
 from timm_miil.data._shard_index import LabelCounts, Shard, ShardIndex, check_split_name, find_indices, index_path
@@ -33,6 +34,9 @@ __all__ = [
     'LabelCounts', 'Shard', 'ShardIndex', 'ShardStream', 'index_shards', 'list_splits', 'read_shards', 'read_split',
     'write_shards',
 ]
+
+
+LOCK_SECONDS = 5.0
 
 
 def write_shards(
@@ -70,7 +74,7 @@ def write_shards(
     Raises:
         FileExistsError: If the folder has shards of this split of other pictures, labels or settings.
         ImageError: If a picture cannot be read.
-        OSError: If the shards cannot be written, such as on a full disk.
+        OSError: If the shards cannot be written, such as on a full disk, or another process writes them.
         RuntimeError: If a process is killed.
         TypeError: If a number is no int.
         ValueError: If a setting is out of range, or there are no pictures.
@@ -82,9 +86,10 @@ def write_shards(
         raise ValueError(f'source must have pictures, got none for split {shown(split)}.')
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    return write_planned(
-        ShardPlan(source, split, images_per_shard, seed, check_images), directory, workers=workers,
-        on_progress=on_progress)
+    plan = ShardPlan(source, split, images_per_shard, seed, check_images)
+    words = f'{directory} is being written to by another process; wait for its end, or choose another folder.'
+    with locked(directory / f'.{split}.lock', seconds=LOCK_SECONDS, words=words):
+        return write_planned(plan, directory, workers=workers, on_progress=on_progress)
 
 
 def index_shards(

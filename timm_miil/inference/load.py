@@ -93,6 +93,9 @@ def load_model(name: str) -> tuple[nn.Module, OutputConfig]:
         model = create_model(f'{source}:{where}' if source else where, pretrained=True)
     except Exception as error:  # timm and the Hub's client raise whatever a damaged file or a broken line leads to
         words = ' '.join(str(error).split()) or type(error).__name__
+        inner = Path(where) / 'model'
+        if source == 'local-dir' and (inner / CONFIG_FILE).is_file():
+            words = f'the folder is of a training; its model is {str(inner)!r}.'
         raise PredictionError(f'cannot load model {name!r}: {cut(words)}') from error
     built_for, trained_for = getattr(model, 'num_classes', 0), _cfg(model).get('num_classes', 0)
     if built_for != trained_for:

@@ -115,6 +115,11 @@ def tune_folder(
         tagger, source, common=common, batch_size=batch_size, workers=workers, amp_dtype=amp_dtype, strict=strict,
         on_batch=on_batch)
     logits, targets = _of_all_classes(before, len(tagger.label_names))
+    is_present, is_absent = (targets == 1).any(0), (targets == 0).any(0)
+    if bool(is_present.any()) and not bool((is_present & is_absent).any()):
+        raise ValueError(
+            'no label is known to be present in some of the pictures and absent in others, so that no threshold is '
+            'better than another; give pictures that are annotated with both.')
     found = calibrate(logits, targets, objective=objective, target=target, num_folds=num_folds, seed=seed)
     text = _with_members(
         (folder / CONFIG_FILE).read_bytes().decode(),

@@ -5,6 +5,7 @@ gets a contiguous share of them, and computes it in one or more parts. A stream 
 shards know their pictures; what it promises is said at `StreamLoader`.
 """
 import itertools
+import os
 import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -74,12 +75,15 @@ class WorkerLoader(DataLoader[Any]):
 
     Args:
         dataset: As of torch's.
-        workers: Processes that read pictures.
+        workers: Processes that read pictures; of those that read in any order no more are made than there are
+            processors, which changes no result.
         device: Where batches go to; memory is pinned for one that copies from there faster.
         **settings: As of torch's.
     """
 
     def __init__(self, dataset: Dataset[Any], *, workers: int, device: torch.device | None, **settings: Any) -> None:
+        if not isinstance(dataset, IterableDataset):
+            workers = min(workers, _num_processors())
         super().__init__(
             dataset, num_workers=workers, persistent_workers=workers > 0, generator=torch.Generator(),
             pin_memory=device is not None and device.type == 'cuda', worker_init_fn=_outlive_signals, **settings)
@@ -273,6 +277,11 @@ class _KeyedPictures(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         epochs, rows = zip(*keys)
         return self.dataset.read(rows, epochs)
+
+
+def _num_processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _check_enough(num_images: int, batch_size: int) -> None:

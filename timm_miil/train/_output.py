@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is there, and not in its __all__
 from torch import Tensor
 
-from timm_miil._atomic import write_file
+from timm_miil._atomic import locked, write_file
 from timm_miil._checks import check_folder
 from timm_miil._errors import CheckpointError
 from timm_miil.train._state import READERS, differences
@@ -48,14 +47,13 @@ class RunFolder:
             OSError: If it cannot be made, or another run is in it.
         """
         check_folder(output=self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(WeakFileLock(self.path / '.lock', timeout=WAIT_SECONDS))
-            except TimeoutError as error:
-                raise BlockingIOError(
-                    f'output {str(self.path)!r} has another run that is going on in it; wait for its end, or choose '
-                    f'another folder.') from error
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise OSError(f'output {str(self.path)!r} cannot be made: {reason}.') from error
+        words = f'output {str(self.path)!r} has another run that is going on in it; wait for its end, or take another.'
+        with locked(self.path / '.lock', seconds=WAIT_SECONDS, words=words):
             yield
 
     def begin(
@@ -120,7 +118,8 @@ class RunFolder:
         write_file(self.path / 'results.csv', epochs_as_csv(tuple(records)))
 
     def write_summary(self, result: TrainResult) -> None:
-        """Write the numbers at the end."""
+        """Write the numbers at the end, and the epochs once more: a run may have died before it wrote the last."""
+        self.write_epochs(result.epochs)
         write_file(self.path / 'summary.json', json.dumps(json.loads(result.to_json()), indent=1) + '\n')
 
     def write_step(self, images: Tensor, targets: Tensor, facts: Mapping[str, Any]) -> Path:

@@ -277,7 +277,7 @@ class Run:
     def _keep_if_best(
             self, epoch: int, score: float, model: nn.Module, logits: Tensor | None, targets: Tensor | None) -> None:
         self.val_targets = targets
-        if self.best_epoch and not score > self.best_score:
+        if self.best_epoch and score <= self.best_score:  # where there is no score, being nan, the last epoch is kept
             return
         self.best_epoch, self.best_score, self.best_logits, self.has_logits = epoch, score, logits, True
         weights = self.host.get_weights(model)

@@ -44,6 +44,8 @@ DECIDED_TRANSFORM = frozenset({
     'naflex', 'normalize', 'ratio', 'scale', 'separate', 'std', 'tf_preprocessing', 'use_prefetcher'})
 DECIDED_MIXUP = frozenset({'multi_label', 'num_classes'})
 
+# A side of a picture beyond which memory ends.
+MOST_PIXELS = 4096
 # They need derivatives of the gradient, which training does not make.
 SECOND_ORDER = frozenset({'adahessian'})
 
@@ -275,6 +277,7 @@ class AugmentSettings:
                 raise ValueError(f'{name} must be two rising numbers above 0, got {low!r} and {high!r}.')
         check_unit(scale=self.scale[1], hflip=self.hflip)
         check_not_negative(image_size=self.image_size)
+        check_range(image_size=self.image_size, low=0, high=MOST_PIXELS, closed=True)
         args = dict(self.args)
         if self.name == 'timm':
             mixup, repeats = args.pop('mixup', {}), args.pop('aug_repeats', 0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from timm_miil.data import ImageStream, LabelledImages, mix_seed, seeded
+from timm_miil.data import ImageStream, LabelledImages, MultiLabelRecords, mix_seed, seeded
 from timm_miil.train.recipe import Recipe
 from timm_miil.train.splits import Splits
 
@@ -26,6 +26,8 @@ FREE = frozenset({
 
 # In how many parts a stream is read, which decides its order; a run may go on with another number.
 READERS = 'readers'
+# Files of pictures, and how much of each, that tell whether they are the same ones.
+SAMPLED, SAMPLED_BYTES = 64, 1 << 14
 
 
 @contextlib.contextmanager
@@ -118,6 +120,10 @@ def _describe(source: LabelledImages | ImageStream | None) -> str:
     digest = hashlib.sha256(json.dumps(source.label_names).encode())
     if isinstance(source, ImageStream):
         return f'a stream of {source.num_images} with {len(source.label_names)} labels ({digest.hexdigest()[:8]})'
+    if isinstance(source, MultiLabelRecords):
+        for row in np.linspace(0, len(source) - 1, min(len(source), SAMPLED)).astype(int):
+            with contextlib.suppress(OSError), open(source.image_paths[row], 'rb') as file:  # who reads it tells better
+                digest.update(file.read(SAMPLED_BYTES))
     for numbers in (source.labels.starts, source.labels.columns, source.labels.values):
         digest.update(np.ascontiguousarray(numbers).tobytes())
     return f'{len(source)} with {len(source.label_names)} labels ({digest.hexdigest()[:8]})'

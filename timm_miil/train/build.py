@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from timm_miil._checks import nearest
+from timm_miil._checks import cut, nearest
 from timm_miil.data import ImageStream, LabelledImages, MultiLabelDataset
 from timm_miil.data.transforms import create_paper_transform
 from timm_miil.losses import ASL_PRESETS, AsymmetricLossSingleLabel, create_loss
@@ -63,6 +63,9 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
         recipe: All settings.
         label_names: Names of the classes.
         pretrained: Whether to load weights; None does as the recipe says.
+
+    Raises:
+        OSError: If the weights to start from cannot be downloaded or read.
     """
     classes = {'labels': list(label_names)} if recipe.task == 'zero_shot' else {'num_classes': len(label_names)}
     args = dict(recipe.model.args)
@@ -73,8 +76,15 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
         overlay |= {**AS_TRAINED, 'input_size': (3, recipe.augment.image_size, recipe.augment.image_size)}
     if overlay:
         args['pretrained_cfg_overlay'] = overlay
-    model: nn.Module = create_model(
-        recipe.model.name, pretrained=recipe.model.pretrained if pretrained is None else pretrained, **classes, **args)
+    try:
+        model: nn.Module = create_model(
+            recipe.model.name, pretrained=recipe.model.pretrained if pretrained is None else pretrained, **classes,
+            **args)
+    except OSError as error:
+        raise OSError(
+            f'the weights that {recipe.model.name} starts from could not be had: {cut(str(error)).rstrip(".")}; check '
+            f'the network, or start at random (model.pretrained = false, model.args.pretrained_backbone = false).'
+        ) from error
     return model
 
 

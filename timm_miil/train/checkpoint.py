@@ -119,14 +119,21 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint of the most steps that can be used, and its state; None if there is none.
 
     One that is damaged, or whose weights of the best epoch are, is passed over with a warning.
+
+    Raises:
+        OSError: If one cannot be read now, which may pass: nothing is given up for that.
     """
     there = list_checkpoints(folder)
     for path in there:
         try:
             state = load_checkpoint(path)
             check_best_weights(path, state)
-        except (CheckpointError, OSError) as error:
+        except (CheckpointError, FileNotFoundError) as error:
             _logger.warning('%s There is %s before it.', error, 'none' if path == there[-1] else 'another')
+        except OSError as error:
+            raise OSError(
+                f'{path} cannot be read ({error.strerror or error}); try again, or move it away to go on without it.'
+            ) from error
         else:
             return path, state
     return None

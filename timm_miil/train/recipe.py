@@ -132,7 +132,15 @@ class Recipe:
                     raise RecipeError(f'{key}: {part} is no table.')
             value = parse_value(text)
             target[last] = text if is_text(Recipe, key) and not isinstance(value, str) else value
-        return read_settings(Recipe, table, source='override')
+        new = read_settings(Recipe, table, source='override')
+        if 'summary' in changes or new._called() == self._called():
+            return new
+        return dataclasses.replace(new, summary=f'{new._called()}.')
+
+    def _called(self) -> str:
+        """What is trained, in words."""
+        backbone = self.model.args.get('backbone')
+        return f'{self.model.name}{f" on {backbone}" if backbone else ""}, trained with the loss {self.loss.name}'
 
     def to_toml(self) -> str:
         """All settings as a file that `load_recipe` reads back: an equal recipe."""
@@ -159,6 +167,8 @@ def load_recipe(recipe: str | Path) -> Recipe:
             raise RecipeError(f'unknown recipe {recipe!r}; {nearest(recipe, list_recipes())}')
         source, text = recipe, _folder().joinpath(f'{recipe}.toml').read_text(encoding='utf-8')
     else:
+        if not Path(recipe).is_file():
+            raise FileNotFoundError(f'there is no recipe file {str(recipe)!r}.')
         source, text = str(recipe), Path(recipe).read_text(encoding='utf-8')
     try:
         table = tomllib.loads(text)

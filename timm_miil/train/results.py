@@ -3,6 +3,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -79,7 +80,8 @@ class TrainResult:
         model: The network with the weights of the best epoch, in evaluation mode, on the run's device.
         label_names: Names of its classes; without those that were held out.
         epochs: All epochs in order.
-        best_epoch: The first with the highest validation mAP or, of a task of one label, top-1; counted from 1.
+        best_epoch: The first with the highest validation mAP or, of a task of one label, top-1; counted from 1. The
+            last one where there is no mAP, as no label has both present and absent pictures.
         test_metrics: Figures of its model on the test pictures over `label_names`, see `measure`; empty without such.
         unseen_metrics: The same over the labels that were held out, of which it knew nothing but their names; empty
             for a network that cannot say.
@@ -128,11 +130,13 @@ class TrainResult:
         return self.unseen_metrics.get('map')
 
     def to_json(self) -> str:
-        """The numbers, without the model."""
+        """The numbers, without the model; what is nan is null."""
+        figures = [self.val_metrics, self.test_metrics, self.unseen_metrics, *(each.as_row() for each in self.epochs)]
+        val, test, unseen, *epochs = (
+            {name: None if math.isnan(value) else value for name, value in row.items()} for row in figures)
         return json.dumps({
-            'metric': self.metric, 'best_epoch': self.best_epoch, 'val': dict(self.val_metrics),
-            'test': dict(self.test_metrics), 'unseen': dict(self.unseen_metrics),
-            'epochs': [record.as_row() for record in self.epochs]})
+            'metric': self.metric, 'best_epoch': self.best_epoch, 'val': val, 'test': test, 'unseen': unseen,
+            'epochs': epochs}, allow_nan=False)
 
 
 def epochs_as_csv(records: tuple[EpochRecord, ...]) -> str:

@@ -1,5 +1,6 @@
 """Which pictures are learnt from, which choose the best epoch, and which test it."""
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from timm_miil.data.records import UnreadPicture, reading
 from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
 
 __all__ = ['Splits', 'forget_labels', 'hold_out', 'prepare_splits', 'read_splits', 'with_labels']
+
+_logger = logging.getLogger(__name__)
 
 VAL_DRAW = 1  # so that the draw is not that of an epoch
 
@@ -63,10 +66,10 @@ def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *
     others = {}
     if settings.val != DataSettings.val or has(settings.val):
         others['val'] = read(settings.val, train.label_names)
-    if settings.test == settings.val and 'val' in others:
-        others['test'] = others['val']
-    elif settings.test or has('test'):
-        others['test'] = read(settings.test or 'test', train.label_names)
+    # What the best epoch is chosen by tests nothing.
+    test = settings.test or 'test'
+    if test != settings.val and (settings.test or has(test)):
+        others['test'] = read(test, train.label_names)
     if 'val' not in others:
         train, others['val'] = _part(_readable(train, f'data.val = {settings.val!r} is no split, and'), settings, seed)
     return Splits(train, others['val'], others.get('test'))
@@ -144,11 +147,23 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
     if recipe.unseen_labels:
         splits = hold_out(splits, recipe.unseen_labels)
     if recipe.partial is not None:
-        train = _readable(splits.train, 'partial is given, and')
-        splits = Splits(forget_labels(train, recipe.partial, seed=recipe.seed), splits.val, splits.test)
+        train = forget_labels(_readable(splits.train, 'partial is given, and'), recipe.partial, seed=recipe.seed)
+        if not bool((train.targets != -1).any()):
+            raise ValueError('partial must leave labels that are known, got none of them; let it forget fewer.')
+        splits = Splits(train, splits.val, splits.test)
+    if recipe.task != 'single_label' and not _has_ranking(splits.val):
+        _logger.warning(
+            'no label is known to be present in some of the pictures to validate and absent in others: there is no '
+            'mAP, and the last epoch is kept.')
     if recipe.task == 'single_label':
         splits = Splits(*(_single(getattr(splits, split), split) for split in ('train', 'val', 'test')))
     return splits
+
+
+def _has_ranking(source: LabelledImages | ImageStream) -> bool:
+    """Whether pictures can be ranked by a label, as far as that is known."""
+    counts = source.label_counts()
+    return counts is None or bool(((counts[0] > 0) & (counts[1] > 0)).any())
 
 
 def _part(images: LabelledImages, settings: DataSettings, seed: int) -> tuple[LabelledImages, LabelledImages]:
