@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard
 
 from timm_miil._errors import CatalogError
 from timm_miil.hub import CardFacts, CardMetric, check_card, render_card
+from timm_miil.hub.card import is_sealed
 
 FACTS = CardFacts(
     name='mldecoder.test',
@@ -44,11 +45,27 @@ def test_the_text_says_every_fact():
     text = render_card(FACTS)
     for words in (
             '# Model card for mldecoder.test', 'A network: it "sees" things.', '**Parameters:** 1.23 M',
-            '**Input:** 3 x 64 x 96', '**Classes:** 14: thing 0, ', 'thing 11, and 2 more in `config.json`',
+            '**Input:** 3 x 64 x 96', '**Classes:** 14: `thing 0`, ', '`thing 11`, and 2 more in `config.json`',
             '| test | 91.25 |', '| val | 90.00 |', 'arXiv:2111.12933', '@inproceedings{asl,', 'Recipe `none`.',
             "timm.create_model('local-dir:model', pretrained=True)"):
         assert words in text
     assert text.endswith('\n') and '\n\n\n' not in text and 'None' not in text and '{' + '}' not in text
+
+
+def test_names_of_labels_are_shown_and_do_nothing():
+    names = ['<script>alert(1)</script>', 'a\nb', '[x](javascript:1)', 'tick ` tock', '\x1b[31mred', 'long ' * 50]
+    text = render_card(dataclasses.replace(FACTS, label_names=names))
+    [line] = [line for line in text.splitlines() if line.startswith('- **Classes:**')]
+    assert line.startswith(
+        r"- **Classes:** 6: `<script>alert(1)</script>`, `a\nb`, `[x](javascript:1)`, `tick ' tock`, `\x1b[31mred`, `")
+    assert line.count('`') == 12 and len(line) < 250 and '\x1b' not in text
+
+
+def test_a_card_is_sealed_until_somebody_edits_it():
+    text = render_card(FACTS)
+    assert is_sealed(text) and is_sealed(text.replace('\n', '\r\n')) and is_sealed(text + '\n')
+    for edited in (text.replace('things', 'Things'), text + 'more', text.replace('sees', 'saw'), text[1:], '# me', ''):
+        assert not is_sealed(edited)
 
 
 def test_a_model_of_exclusive_classes_is_described_as_one():

@@ -95,6 +95,9 @@ def test_what_changed_goes_up_and_what_others_added_stays(hub, folder, tmp_path)
 def test_private_and_a_branch(hub, folder, tmp_path):
     push(hub, folder, 'lab/secret', private=True)
     assert hub.repos['lab/secret'].private
+    with pytest.raises(HubError, match='other/model is there and public; make it private in its settings'):
+        hub.write('other/model', {'notes.txt': b'theirs'})
+        push(hub, folder, 'other/model', private=True)
     hub.repos['lab/secret'].refs['next'] = hub.repos['lab/secret'].refs['main']
     other = make(tmp_path / 'other', seed=1)
     push(hub, other, 'lab/secret', revision='next')
@@ -122,6 +125,8 @@ def test_a_pull_request_is_opened_once_and_brought_up_to_date(hub, folder, tmp_p
     again = push(hub, folder, 'other/model', create_pr=True)
     assert again.changed == () and again.pull_request == done.pull_request
     assert len(hub.repos['other/model'].pulls) == 1
+    hub.repos['other/model'].pulls[1]['author']['name'] = 'somebody'
+    assert push(hub, folder, 'other/model', create_pr=True).pull_request.endswith('/discussions/2')
     with pytest.raises(HubError, match='there is no repository me/none to propose a change to'):
         push(hub, folder, 'me/none', create_pr=True)
 
@@ -195,6 +200,12 @@ def test_what_arrives_wrong_is_told(hub, folder):
     with pytest.raises(HubError, match='me/model has at [0-9a-f]{40} another model.safetensors than was sent'):
         push(hub, folder)
     assert push(hub, folder, verify=False).changed == ()
+
+
+def test_an_upload_that_fails_says_why(hub, folder):
+    hub.fail('PUT /storage', status=507, times=99)
+    with pytest.raises(HubError, match='the Hub does not answer as it should, .*507'):
+        push(hub, folder)
 
 
 @pytest.mark.parametrize(('token', 'message'), [

@@ -56,6 +56,6 @@ def test_weights_that_cannot_be_had_are_one_error(tiny_recipe):
     recipe = tiny_recipe.override({
         'model.name': 'resnet10t', 'model.pretrained': 'true',
         'model.args': '{pretrained_cfg_overlay = {url = "http://127.0.0.1:9/weights.pth", hf_hub_id = ""}}'})
-    with pytest.raises(OSError, match='^the weights that resnet10t starts from could not be had: .*; check the network, '
-                                      r'or start at random .model.pretrained = false'):
+    with pytest.raises(OSError, match='^the weights that resnet10t starts from could not be had: .*; check the net'
+                                      r'work, or start at random .model.pretrained = false'):
         build_model(recipe, LABELS)

@@ -69,9 +69,11 @@ def is_passing(error: Exception) -> bool:
 
 def explained(error: Exception) -> HubError:
     """The error in one line that says what to do; it never quotes a token."""
-    status, reason = status_of(error), cut(' '.join(str(error).split()), 300)
     if isinstance(error, HubError):
         return error
+    while type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # the client's, of an upload
+        error = error.__cause__
+    status, reason = status_of(error), cut(' '.join(str(error).split()), 300)
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return HubError('the Hub knows no such token; log in by `hf auth login`, or set HF_TOKEN.')
     if isinstance(error, RepositoryNotFoundError):

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from timm.models import create_model
 
 from timm_miil import catalog
+from timm_miil._checks import cut
 
 __all__ = [
     'CARD_FILE', 'CardFacts', 'CardMetric', 'ProblemType', 'catalog_facts', 'check_card', 'is_sealed', 'render_card']
@@ -19,6 +20,7 @@ ProblemType = Literal['multi_label_classification', 'single_label_classification
 
 CARD_FILE = 'README.md'
 NAMED_LABELS = 12
+LABEL_CHARS = 80
 
 # The last line of a card that a program wrote; who edits the text breaks it, so that a push leaves it alone.
 _SEAL = '<!-- written by timm-miil, {digest} -->\n'
@@ -105,7 +107,7 @@ def render_card(facts: CardFacts) -> str:
         ])]
     papers = [catalog.paper(id) for id in facts.papers]
     channels, height, width = facts.input_size
-    labels = ', '.join(facts.label_names[:NAMED_LABELS])
+    labels = ', '.join(map(_as_code, facts.label_names[:NAMED_LABELS]))
     if len(facts.label_names) > NAMED_LABELS:
         labels += f', and {len(facts.label_names) - NAMED_LABELS} more in `config.json`'
     body = [
@@ -183,6 +185,14 @@ def check_card(card: str) -> None:
     missing = [key for key in ('license', 'library_name', 'pipeline_tag', 'tags') if not data.get(key)]
     if missing:
         raise ValueError(f'the head of the card must name {", ".join(missing)}.')
+
+
+def _as_code(name: str) -> str:
+    """A name that anyone may have chosen, as Markdown that shows it and does nothing else."""
+    plain = ''.join(
+        char if char.isprintable() else char.encode('unicode_escape', 'backslashreplace').decode()
+        for char in name.replace('`', "'"))
+    return f'`{cut(plain, LABEL_CHARS)}`'
 
 
 def _digest(card: str) -> str:

@@ -104,6 +104,8 @@ def push_folder(
         if create_pr:
             raise HubError(f'there is no repository {repo_id} to propose a change to; push without a pull request.')
         client.ask(client.api.create_repo, repo_id, private=private, exist_ok=True)
+    elif private and not client.ask(client.api.repo_info, repo_id).private:
+        raise HubError(f'{repo_id} is there and public; make it private in its settings, or choose another name.')
     title = f'Upload {_architecture(files)} with timm-miil'
     branch, pull_request = revision or MAIN, ''
     if create_pr and (found := _open_pull(client, repo_id, title)):
@@ -184,10 +186,12 @@ def _url(client: HubClient, repo_id: str) -> str:
 
 
 def _open_pull(client: HubClient, repo_id: str, title: str) -> int:
-    """Number of the open pull request of this title, 0 if there is none."""
+    """Number of the user's own open pull request of this title, 0 if there is none."""
+    user = client.ask(client.api.whoami)['name']
     found = client.ask(lambda: list(client.api.get_repo_discussions(
         repo_id, discussion_type='pull_request', discussion_status='open')))
-    return max((pull.num for pull in found if pull.is_pull_request and pull.title == title), default=0)
+    return max((
+        pull.num for pull in found if pull.is_pull_request and (pull.title, pull.author) == (title, user)), default=0)
 
 
 def _changed(client: HubClient, repo_id: str, revision: str, files: Mapping[str, _File]) -> dict[str, _File]:
