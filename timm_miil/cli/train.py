@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 
 from timm_miil._atomic import locked
 from timm_miil._checks import check_folder, shown
@@ -77,8 +78,8 @@ SWITCHES = (
 AMP_PRECISIONS = {'float16': 'fp16', 'bfloat16': 'bf16'}
 # Flags that name a thing: the arguments of the thing that the recipe names are not for another one.
 NAMES_A_THING = ('model.name', 'loss.name', 'optimizer.name', 'schedule.name')
-# But for what the data ask for.
-KEPT_ARGS = dict.fromkeys(('asymmetric', 'bce', 'focal'), ('ignore_unknown',))
+# Losses that take from the one before them what the data ask for.
+KEPT_ARGS = MappingProxyType(dict.fromkeys(('asymmetric', 'bce', 'focal'), ('ignore_unknown',)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
