@@ -215,6 +215,8 @@ def test_a_flag_sets_its_key(flag, key, caught, data_dir, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(('words', 'changes'), [
     *(([flag], {key: 'true'}) for flag, key in SWITCHES),
+    (['--scale', '0.5', '1', '--ratio', '0.8', '1.25', '--opt-betas', '0.8', '0.9'],
+     {'augment.scale': '[0.5, 1.0]', 'augment.ratio': '[0.8, 1.25]', 'optimizer.args.betas': '[0.8, 0.9]'}),
     (['--amp'], {'precision': 'fp16'}),
     (['--amp-dtype', 'bfloat16'], {'precision': 'bf16'}),
     (['--set', 'epochs=3', 'optimizer.lr=1e-3', '--set', 'summary=two words'],

@@ -41,6 +41,9 @@ VALUE_FLAGS = (
     ('--backbone', 'model.args.backbone'),
     ('--drop', 'model.args.drop_rate'),
     ('--drop-path', 'model.args.drop_path_rate'),
+    ('--drop-block', 'model.args.drop_block_rate'),
+    ('--gp', 'model.args.global_pool'),
+    ('--initial-checkpoint', 'model.args.checkpoint_path'),
     ('--img-size', 'augment.image_size'),
     ('--loss', 'loss.name'),
     ('--smoothing', 'loss.args.smoothing'),
@@ -48,19 +51,33 @@ VALUE_FLAGS = (
     ('--lr', 'optimizer.lr'),
     ('--weight-decay', 'optimizer.weight_decay'),
     ('--momentum', 'optimizer.args.momentum'),
+    ('--opt-eps', 'optimizer.args.eps'),
     ('--layer-decay', 'optimizer.layer_decay'),
     ('--clip-grad', 'clip_grad'),
     ('--sched', 'schedule.name'),
     ('--warmup-epochs', 'schedule.warmup_epochs'),
     ('--warmup-lr', 'schedule.args.warmup_lr'),
     ('--min-lr', 'schedule.min_lr'),
+    ('--decay-epochs', 'schedule.args.decay_epochs'),
+    ('--decay-rate', 'schedule.args.decay_rate'),
+    ('--cooldown-epochs', 'schedule.args.cooldown_epochs'),
+    ('--lr-cycle-mul', 'schedule.args.cycle_mul'),
+    ('--lr-cycle-decay', 'schedule.args.cycle_decay'),
+    ('--lr-cycle-limit', 'schedule.args.cycle_limit'),
+    ('--lr-k-decay', 'schedule.args.k_decay'),
     ('--hflip', 'augment.hflip'),
+    ('--vflip', 'augment.args.vflip'),
     ('--aa', 'augment.args.auto_augment'),
     ('--reprob', 'augment.args.re_prob'),
+    ('--remode', 'augment.args.re_mode'),
+    ('--recount', 'augment.args.re_count'),
     ('--color-jitter', 'augment.args.color_jitter'),
     ('--aug-repeats', 'augment.args.aug_repeats'),
     ('--mixup', 'augment.args.mixup.mixup_alpha'),
     ('--cutmix', 'augment.args.mixup.cutmix_alpha'),
+    ('--mixup-prob', 'augment.args.mixup.prob'),
+    ('--mixup-switch-prob', 'augment.args.mixup.switch_prob'),
+    ('--mixup-mode', 'augment.args.mixup.mode'),
     ('--model-ema-decay', 'ema_decay'),
     ('--checkpoint-hist', 'keep_checkpoints'),
     ('--data-format', 'data.format'),
@@ -68,11 +85,17 @@ VALUE_FLAGS = (
     ('--val-split', 'data.val'),
     ('--labels', 'data.labels'),
 )
+PAIR_FLAGS = (
+    ('--scale', 'augment.scale'),
+    ('--ratio', 'augment.ratio'),
+    ('--opt-betas', 'optimizer.args.betas'),
+)
 SWITCHES = (
     ('--pretrained', 'model.pretrained'),
     ('--channels-last', 'channels_last'),
     ('--torchcompile', 'torchcompile'),
     ('--sync-bn', 'sync_bn'),
+    ('--model-ema-warmup', 'ema_warmup'),
     ('--fsdp', 'fsdp'),
 )
 AMP_PRECISIONS = {'float16': 'fp16', 'bfloat16': 'bf16'}
@@ -107,6 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('settings', "of the recipe, by timm's names for them")
     for flags, key in VALUE_FLAGS:
         group.add_argument(*flags.split(), dest=key, metavar='X', help=key)
+    for flag, key in PAIR_FLAGS:
+        group.add_argument(flag, dest=key, nargs=2, type=float, metavar='X', help=key)
     for flag, key in SWITCHES:
         group.add_argument(flag, dest=key, action='store_const', const='true', help=f'{key} = true')
     group.add_argument('--amp', action='store_true', help='precision in half: fp16, or as --amp-dtype says')
@@ -155,7 +180,7 @@ def run(ns: argparse.Namespace) -> int:
 
 def _check_list_is_meant(ns: argparse.Namespace) -> None:
     """A recipe that was forgotten is no wish to see the list."""
-    flags = [getattr(ns, key) for _, key in (*VALUE_FLAGS, *SWITCHES)]
+    flags = [getattr(ns, key) for _, key in (*VALUE_FLAGS, *PAIR_FLAGS, *SWITCHES)]
     if not ns.list and any((ns.data_dir, ns.output, ns.resume, ns.set, ns.log, ns.licence, ns.amp, *flags)):
         raise ValueError('name a recipe, such as finetune; `timm-miil train --list` shows all.')
 
@@ -163,6 +188,7 @@ def _check_list_is_meant(ns: argparse.Namespace) -> None:
 def _changes(ns: argparse.Namespace, recipe: Recipe) -> Iterator[tuple[str, str]]:
     """What the flags change in the recipe; a key that is given twice is refused."""
     given = {key: getattr(ns, key) for _, key in (*VALUE_FLAGS, *SWITCHES) if getattr(ns, key) is not None}
+    given |= {key: json.dumps(getattr(ns, key)) for _, key in PAIR_FLAGS if getattr(ns, key) is not None}
     if ns.amp or ns.amp_dtype:
         given['precision'] = AMP_PRECISIONS[ns.amp_dtype or 'float16']
     for key in NAMES_A_THING:
