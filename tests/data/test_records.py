@@ -182,6 +182,7 @@ def test_packed_paths_are_a_sequence_of_paths(tmp_path):
     assert paths[-2] == tmp_path / names[2] and paths[1:3] == [tmp_path / name for name in names[1:3]]
     assert paths != list(paths)[:3] and paths != 7 and paths.name(1) == names[1]
     assert paths.select([3, 1])[1] == tmp_path / names[1] and str(tmp_path) in repr(paths)
+    assert list(map(os.fsdecode, paths.raw())) == [str(path) for path in paths]
     assert PackedPaths(list(paths)) == paths and paths.select([]) == ()
     with pytest.raises(IndexError, match=r'index must be in \[-4, 4\), got 4'):
         paths[4]

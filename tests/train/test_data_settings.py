@@ -161,6 +161,18 @@ def test_a_split_that_validates_and_tests_is_read_once(trio, caplog):
     assert read_splits(trio, DataSettings(val='test')).test is None
 
 
+def test_pictures_that_are_learnt_from_and_measured_on_are_told(alone, trio, caplog, tmp_path_factory):
+    read_splits(trio)
+    assert 'learnt from too' not in caplog.text
+    folder = tmp_path_factory.mktemp('twice')
+    for name in ('a.png', 'b.png', 'c.png'):
+        Image.new('RGB', (8, 8)).save(folder / name)
+    (folder / 'train.csv').write_text('image,labels\na.png,cat\nb.png,dog\n')
+    (folder / 'val.csv').write_text('image,labels\nb.png,dog\nc.png,cat\n')
+    read_splits(folder)
+    assert f"1 of the 2 pictures of val are learnt from too, such as '{folder / 'b.png'}'" in caplog.text
+
+
 def test_labels_of_train_and_val_must_be_equal(trio, tiny_recipe):
     splits = read_splits(trio)
     swapped = splits.val.with_labels(['bee', 'ant', 'cat'])

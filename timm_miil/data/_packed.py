@@ -35,6 +35,11 @@ class PackedPaths(Sequence[Path]):
         index %= len(self)
         return os.fsdecode(self._block[self._ends[index]:self._ends[index + 1]])
 
+    def raw(self) -> Iterator[bytes]:
+        """The whole paths as the system has them, without an object for each."""
+        root, ends = os.fsencode(self.root / '_')[:-1], self._ends.tolist()
+        return (root + self._block[start:end] for start, end in zip(ends, ends[1:]))
+
     def select(self, indices: Indices) -> 'PackedPaths':
         """Some of the paths, in the order given.
 

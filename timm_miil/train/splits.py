@@ -1,6 +1,7 @@
 """Which pictures are learnt from, which choose the best epoch, and which test it."""
 import copy
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from timm_miil._checks import nearest
 from timm_miil.data import (
-    ImageStream, LabelledImages, SparseTargets, find_format, fixed_per_class, has_split, mix_seed, open_split,
-    random_per_sample)
+    ImageStream, LabelledImages, MultiLabelRecords, SparseTargets, find_format, fixed_per_class, has_split, mix_seed,
+    open_split, random_per_sample)
 from timm_miil.data.records import UnreadPicture, reading
 from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
 
@@ -72,6 +73,8 @@ def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *
         others['test'] = read(test, train.label_names)
     if 'val' not in others:
         train, others['val'] = _part(_readable(train, f'data.val = {settings.val!r} is no split, and'), settings, seed)
+    for name, source in others.items():
+        _log_shared(train, source, name)
     return Splits(train, others['val'], others.get('test'))
 
 
@@ -158,6 +161,17 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
     if recipe.task == 'single_label':
         splits = Splits(*(_single(getattr(splits, split), split) for split in ('train', 'val', 'test')))
     return splits
+
+
+def _log_shared(train: LabelledImages | ImageStream, other: LabelledImages | ImageStream, split: str) -> None:
+    """Warn of files that are learnt from and measured on."""
+    if isinstance(train, MultiLabelRecords) and isinstance(other, MultiLabelRecords):
+        paths = set(other.image_paths.raw())
+        shared = [path for path in train.image_paths.raw() if path in paths]
+        if shared:
+            _logger.warning(
+                '%d of the %d pictures of %s are learnt from too, such as %r.', len(shared), len(other), split,
+                os.fsdecode(shared[0]))
 
 
 def _has_ranking(source: LabelledImages | ImageStream) -> bool:
