@@ -14,19 +14,12 @@ if count := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '0')):
     os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1) // count, 1)))
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-# Fixtures that take long to make: the tests that share one run in one process.
-SHARED = ('short_run', 'installed', 'wheel')
 OURS = ('timm_miil', '_timm_miil_boot', '__editable__')
 NOT_SOURCE = shutil.ignore_patterns('.*', '__pycache__', 'build', 'dist', '*.egg-info', 'fixtures', 'results')
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch  # not at the head: some runs of a single file do without it
-
-    if 'PYTEST_XDIST_WORKER' in os.environ:
-        for item in items:
-            shared = [name for name in SHARED if name in getattr(item, 'fixturenames', ())]
-            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else str(item.path)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker('gpu'):

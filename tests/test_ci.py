@@ -14,7 +14,7 @@ COMMANDS = [
     'pip install -e ".[dev]"',
     'python -m flake8',
     'python -m mypy',
-    'python -m pytest -n auto --dist loadgroup',
+    'python -m pytest -n auto --dist loadfile',
 ]
 
 

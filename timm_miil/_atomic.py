@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and that one process at a time writes."""
+"""Files and folders that appear whole or not at all."""
 import contextlib
 import os
 import shutil
@@ -6,30 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ['locked', 'whole_folder', 'write_file']
-
-
-@contextlib.contextmanager
-def locked(path: str | os.PathLike[str], *, seconds: float | None, words: str = '') -> Iterator[None]:
-    """Keep other processes out of the same block; it ends with the process, however that ends.
-
-    Args:
-        path: File that stands for the lock; it is made, and stays.
-        seconds: To wait for another process; None waits for ever.
-        words: Of the error.
-
-    Raises:
-        BlockingIOError: If another process is still in the block.
-        OSError: If the file cannot be made.
-    """
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is not in its __all__
-
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(WeakFileLock(Path(path), timeout=seconds))
-        except TimeoutError as error:
-            raise BlockingIOError(words) from error
-        yield
+__all__ = ['whole_folder', 'write_file']
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from timm_miil._atomic import locked
 from timm_miil._checks import check_not_negative, check_positive, shown
 from timm_miil.data._labels import LabelColumns
 from timm_miil.data._shard_index import LabelCounts, Shard, ShardIndex, check_split_name, find_indices, index_path
@@ -27,6 +26,7 @@ from timm_miil.data._shard_tar import Labels, Sample, list_samples, parse_labels
 from timm_miil.data._shard_writing import ShardPlan, write_planned
 from timm_miil.data._shard_scan import scan_shards
 from timm_miil.data.images import decode_image
+from timm_miil.data.locks import locked
 from timm_miil.data.records import ImageStream, LabelledImages, UnreadPicture, check_share, reading
 from timm_miil.data.seeding import mix_seed
 
