@@ -38,8 +38,8 @@ MAY_IMPORT = {
     'data': {'catalog'},
     'tasks': {'losses', 'metrics'},
     'nas': {'models', 'catalog'},
-    'hub': {'catalog'},
-    'inference': {'heads', 'metrics', 'data', 'catalog'},
+    'hub': {'catalog', 'models'},
+    'inference': {'heads', 'metrics', 'data', 'catalog', 'models'},
     'train': {'tasks', 'losses', 'heads', 'metrics', 'data', 'catalog'},
     'cli': set().union(*FLOORS),
 }
