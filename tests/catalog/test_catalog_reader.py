@@ -29,6 +29,7 @@ paper = "ink"
 dataset = "blots"
 input_size = [3, 64, 32]
 head = "ml_decoder"
+problem_type = "multi_label_classification"
 licence = "MIT"
 
 [defaults.metric]
@@ -46,6 +47,7 @@ classifier = ["head.a", "head.b"]
 
 [weights."ink_net.lab_blots"]
 num_classes = 2
+num_params = 1234
 frames = 4
 mean = [0, 0.5, 1]
 std = [0.25, 0.5, 1]
@@ -56,6 +58,8 @@ num_groups = 2
 labels = "two"
 metrics = [{ value = 12.5 }, { name = "top1", value = 80, dataset = "dots", setting = "fine-tuned" }]
 url = "https://example.org/ink.pth"
+sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+base = "ink_tiny.own"
 hf_hub_id = "lab/ink"
 source_repo = "lab/ink"
 published_in = "README.md"
@@ -69,6 +73,7 @@ paper = "ink"
 dataset = "dots"
 input_size = [1, 8, 8]
 head = "fc"
+problem_type = "single_label_classification"
 file = "models/weights/tiny.safetensors"
 
 [[weights."ink_tiny.own".metrics]]
@@ -116,19 +121,22 @@ def test_a_good_catalogue_is_read_as_it_stands(root):
         'two': LabelSet(name='two', labels=('dry', 'wet ink'), source='made up', licence='CC0-1.0')}
     assert read(root) == {
         'ink_net.lab_blots': Weights(
-            name='ink_net.lab_blots', family='ink', paper='ink', dataset='blots', num_classes=2, input_size=(3, 64, 32),
-            frames=4, mean=(0.0, 0.5, 1.0), std=(0.25, 0.5, 1.0), interpolation='bilinear', crop_pct=0.875,
+            name='ink_net.lab_blots', family='ink', paper='ink', dataset='blots',
+            problem_type='multi_label_classification', num_classes=2, num_params=1234, input_size=(3, 64, 32), frames=4,
+            mean=(0.0, 0.5, 1.0), std=(0.25, 0.5, 1.0), interpolation='bilinear', crop_pct=0.875,
             crop_mode='center', head='ml_decoder', num_groups=2, labels='two',
             metrics=(
                 Metric(name='mAP', value=12.5, origin='paper', source='Table 1'),
                 Metric(name='top1', value=80.0, origin='paper', source='Table 1', dataset='dots', setting='fine-tuned'),
             ),
-            url='https://example.org/ink.pth', hf_hub_id='lab/ink', source_repo='lab/ink', published_in='README.md',
+            url='https://example.org/ink.pth', sha256='0123456789abcdef' * 4, base='ink_tiny.own', hf_hub_id='lab/ink',
+            source_repo='lab/ink', published_in='README.md',
             source_architecture='inky', timm_tag='ink_net.lab_blots', licence='MIT', notes=('one', 'two'),
             timm=TimmFacts(
                 body='resnet18', first_conv=('stem',), classifier=('head.a', 'head.b'), pool_stride=32)),
         'ink_tiny.own': Weights(
             name='ink_tiny.own', family='ink', paper='ink', dataset='dots', input_size=(1, 8, 8), head='fc',
+            problem_type='single_label_classification',
             file='models/weights/tiny.safetensors',
             metrics=(
                 Metric(
@@ -171,6 +179,13 @@ BAD_VALUES = [
     ('dataset', '"blots"', '" blots"', 'defaults', "' blots'", 'a string, not empty and without outer blanks'),
     ('dataset', '"blots"', '""', 'defaults', "''", 'a string, not empty'),
     ('dataset', '"blots"', '7', 'defaults', '7', 'a string'),
+    ('problem_type', '"multi_label_classification"', '"multi_label"', 'defaults', "'multi_label'",
+     "one of 'multi_label_classification', 'single_label_classification'"),
+    ('problem_type', 'problem_type = "multi_label_classification"\n', '', ENTRY, 'nothing', 'one of'),
+    ('num_params', 'num_params = 1234', 'num_params = 1.5', ENTRY, '1.5', 'a whole number of at least 1'),
+    ('sha256', 'sha256 = "0123', 'sha256 = "0123Z', ENTRY, "'0123Z", '64 hexadecimal digits in lower case'),
+    ('sha256', 'inherit = false', f'inherit = false\nsha256 = "{"0" * 64}"', TINY, "'000", 'no value, because there is no'),
+    ('base', 'base = "ink_tiny.own"', 'base = "ink_tiny"', ENTRY, "'ink_tiny'", "'architecture.tag'"),
     ('input_size', '[3, 64, 32]', '[64, 32]', 'defaults', '[64, 32]', '[channels, height, width], whole numbers'),
     ('input_size', '[3, 64, 32]', '[3, 64, 0]', 'defaults', '[3, 64, 0]', '[channels, height, width]'),
     ('input_size', '[3, 64, 32]', '[3, 64.0, 32]', 'defaults', '[3, 64.0, 32]', '[channels, height, width]'),

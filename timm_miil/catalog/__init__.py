@@ -20,12 +20,15 @@ from typing import TypeVar
 from timm_miil._checks import nearest
 from timm_miil._errors import CatalogError
 from timm_miil.catalog import _reader
-from timm_miil.catalog._records import HEADS, METRICS, LabelSet, Metric, Paper, TimmFacts, Weights
+from timm_miil.catalog._records import (
+    HEADS, METRICS, PROBLEM_TYPES, DataSet, LabelSet, Metric, Paper, TimmFacts, Weights,
+)
 from timm_miil.catalog._timm_cfg import can_register, timm_cfg
 
 __all__ = [
-    'HEADS', 'METRICS', 'CatalogError', 'LabelSet', 'Metric', 'Paper', 'TimmFacts', 'Weights', 'families',
-    'find', 'label_set', 'label_sets', 'paper', 'papers', 'pretrained_cfgs', 'weight', 'weights', 'weights_of',
+    'HEADS', 'METRICS', 'PROBLEM_TYPES', 'CatalogError', 'DataSet', 'LabelSet', 'Metric', 'Paper', 'TimmFacts',
+    'Weights', 'data_set', 'data_sets', 'families', 'find', 'label_set', 'label_sets', 'paper', 'papers',
+    'pretrained_cfgs', 'weight', 'weights', 'weights_of',
 ]
 
 _ROOT = Path(__file__).parent.parent
@@ -40,6 +43,16 @@ def papers() -> Mapping[str, Paper]:
         CatalogError: If the data file is wrong.
     """
     return _reader.read_papers(_ROOT)
+
+
+@functools.cache
+def data_sets() -> Mapping[str, DataSet]:
+    """All data sets by name, read-only.
+
+    Raises:
+        CatalogError: If the data file is wrong.
+    """
+    return _reader.read_data_sets(_ROOT)
 
 
 @functools.cache
@@ -87,6 +100,15 @@ def paper(id: str) -> Paper:
         CatalogError: If there is none; the message names the nearest.
     """
     return _lookup(papers(), id, 'paper')
+
+
+def data_set(name: str) -> DataSet:
+    """The data set with this name.
+
+    Raises:
+        CatalogError: If there is none; the message names the nearest.
+    """
+    return _lookup(data_sets(), name, 'data set')
 
 
 def label_set(name: str) -> LabelSet:

@@ -1,7 +1,8 @@
 """The reader of the catalogue's files: whatever it does not know is an error that names file, table and key.
 
 Files, below one root folder (the package itself, except in tests):
-`catalog/papers.toml`, `catalog/labels.toml`, `catalog/labels/<name>.txt`, `catalog/weights/<family>.toml`.
+`catalog/papers.toml`, `catalog/datasets.toml`, `catalog/labels.toml`, `catalog/labels/<name>.txt`,
+`catalog/weights/<family>.toml`.
 
 A family file has one table `[weights."architecture.tag"]` a file of weights. Facts of the whole family stand once
 in `[defaults]`; an entry may say otherwise, and one with `inherit = false` takes none of them. `[defaults.metric]` does
@@ -15,14 +16,15 @@ from types import MappingProxyType
 from timm_miil._checks import nearest
 from timm_miil._errors import CatalogError
 from timm_miil.catalog._records import (
-    CROP_MODES, HEADS, INTERPOLATIONS, METRICS, ORIGINS, LabelSet, Metric, Paper, TimmFacts, Weights,
+    CROP_MODES, HEADS, INTERPOLATIONS, METRICS, ORIGINS, PROBLEM_TYPES, DataSet, LabelSet, Metric, Paper, TimmFacts,
+    Weights,
 )
 from timm_miil.catalog._table import (
-    ARXIV, CROP_PCT, DATE, HTTPS, MEAN, MODULES, NAME, NAME_TAG, PACKAGED, PERCENT, REPO, SHAPE, STD, TABLE,
-    TABLES, TEXT, TEXTS, WHOLE, YEAR, YES_NO, Table, load, one_of,
+    ARXIV, CROP_PCT, DASHED, DATE, HTTPS, MEAN, MODULES, NAME, NAME_TAG, PACKAGED, PERCENT, REPO, SHA256, SHAPE, STD,
+    TABLE, TABLES, TEXT, TEXTS, WHOLE, YEAR, YES_NO, Table, load, one_of,
 )
 
-__all__ = ['family_names', 'read_all_weights', 'read_family', 'read_label_sets', 'read_papers']
+__all__ = ['family_names', 'read_all_weights', 'read_data_sets', 'read_family', 'read_label_sets', 'read_papers']
 
 
 def read_papers(root: Path) -> Mapping[str, Paper]:
@@ -53,6 +55,34 @@ def _paper(id: str, table: Table) -> Paper:
     )
     table.close()
     return paper
+
+
+def read_data_sets(root: Path) -> Mapping[str, DataSet]:
+    """Data sets by name.
+
+    Args:
+        root: Folder with `catalog/datasets.toml`.
+
+    Raises:
+        CatalogError: If the file is missing or wrong in any way.
+    """
+    file = root / 'catalog' / 'datasets.toml'
+    return MappingProxyType({name: _data_set(name, Table(file, name, values)) for name, values in load(file).items()})
+
+
+def _data_set(name: str, table: Table) -> DataSet:
+    if DASHED.convert(name) is None:
+        raise CatalogError(f'{table.file}: [{name}]: got {name!r} as a name, expected {DASHED.expected}.')
+    data_set = DataSet(
+        name=name,
+        title=table.required('title', TEXT),
+        contents=table.required('contents', TEXT),
+        limits=table.required('limits', TEXTS),
+        hub_id=table.optional('hub_id', REPO),
+        homepage=table.optional('homepage', HTTPS),
+    )
+    table.close()
+    return data_set
 
 
 def read_label_sets(root: Path) -> Mapping[str, LabelSet]:
@@ -236,7 +266,9 @@ def _entry(
         family=family,
         paper=table.required('paper', TEXT),
         dataset=table.required('dataset', TEXT),
+        problem_type=table.required('problem_type', one_of(PROBLEM_TYPES)),
         num_classes=table.optional('num_classes', WHOLE),
+        num_params=table.optional('num_params', WHOLE),
         input_size=table.required('input_size', SHAPE),
         frames=table.optional('frames', WHOLE),
         mean=table.optional('mean', MEAN),
@@ -250,6 +282,8 @@ def _entry(
         metrics=metrics,
         url=table.optional('url', HTTPS),
         file=table.optional('file', PACKAGED),
+        sha256=table.optional('sha256', SHA256),
+        base=table.optional('base', NAME_TAG),
         hf_hub_id=table.optional('hf_hub_id', REPO),
         source_repo=table.optional('source_repo', REPO),
         published_in=table.optional('published_in', TEXT),
@@ -282,6 +316,8 @@ def _check_entry(
     if entry.url is not None:
         table.required('source_repo', REPO)
         table.required('published_in', TEXT)
+    if entry.sha256 is not None and entry.url is None:
+        raise table.error('sha256', 'no value, because there is no url whose file it could be of')
     if entry.file is not None and not (root / entry.file).is_file():
         raise table.error('file', f'a file of the package, which {root / entry.file} is not')
     for pair in (('mean', 'std'), ('crop_pct', 'crop_mode')):

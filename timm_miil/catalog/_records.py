@@ -2,13 +2,14 @@
 import dataclasses
 
 __all__ = [
-    'CROP_MODES', 'HEADS', 'INTERPOLATIONS', 'METRICS', 'ORIGINS', 'LabelSet', 'Metric', 'Paper', 'TimmFacts',
-    'Weights',
+    'CROP_MODES', 'HEADS', 'INTERPOLATIONS', 'METRICS', 'ORIGINS', 'PROBLEM_TYPES', 'DataSet', 'LabelSet', 'Metric',
+    'Paper', 'TimmFacts', 'Weights',
 ]
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos')      # timm's words
 CROP_MODES = ('center', 'squash', 'border')                         # timm's words
 ORIGINS = ('paper', 'measured')
+PROBLEM_TYPES = ('multi_label_classification', 'single_label_classification')
 
 HEADS = {
     'fc': 'one linear layer on pooled features',
@@ -23,6 +24,8 @@ METRICS = {
     'semantic_top1': 'top-1 accuracy averaged over the levels of the label tree, percent',
     'unseen_mAP': 'mean over labels that were not trained on of average precision, percent',
 }
+
+TIMM_NAMESPACE = 'timm'                                             # of timm's own repositories on the Hub
 
 _LATEX = str.maketrans({char: f'\\{char}' for char in '&%$#_'})
 
@@ -85,6 +88,27 @@ class LabelSet:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DataSet:
+    """Pictures or clips that weights were trained on.
+
+    Attributes:
+        name: Short name, such as 'ms-coco-2014'; `Weights.dataset` names it.
+        title: What people call it.
+        contents: What is in it: a phrase that ends a sentence.
+        limits: What it does not show, or shows wrongly, one sentence a line.
+        hub_id: Id of its own repository on the Hub; None when it has none, or we are not sure.
+        homepage: Its authors' page.
+    """
+
+    name: str
+    title: str
+    contents: str
+    limits: tuple[str, ...]
+    hub_id: str | None = None
+    homepage: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Metric:
     """A number and where it comes from.
 
@@ -140,8 +164,10 @@ class Weights:
         name: 'architecture.tag', unique in the catalogue.
         family: Name of the catalogue file that holds the entry.
         paper: Id of the paper it belongs to.
-        dataset: Data set of the last training stage.
+        dataset: Data set of the last training stage, a key of `timm_miil.catalog.data_sets`.
+        problem_type: One of `PROBLEM_TYPES`: whether the classes are independent or exclusive.
         num_classes: Size of the output; None when only the file can tell.
+        num_params: Number of parameters of the network with this many classes; None when only the file can tell.
         input_size: (channels, height, width) of one picture.
         frames: Pictures of one clip or album; None for single pictures.
         mean: Per-channel mean subtracted from pictures in [0, 1]; None when unknown, as the next four.
@@ -155,6 +181,8 @@ class Weights:
         metrics: What is known of its quality, the most telling first.
         url: Where the authors published the file.
         file: Path of a file shipped in this package, relative to the package.
+        sha256: Checksum of the file at `url`, 64 hexadecimal digits; None until somebody has had it in hand.
+        base: Name of the entry whose weights these were fine-tuned from; None when we do not know, or there is none.
         hf_hub_id: Full id of the Hub repository with the converted weights; None until published.
         source_repo: 'owner/name' on GitHub of the authors' repository.
         published_in: File of that repository that gives the URL.
@@ -171,7 +199,9 @@ class Weights:
     dataset: str
     input_size: tuple[int, int, int]
     head: str
+    problem_type: str
     num_classes: int | None = None
+    num_params: int | None = None
     frames: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -183,6 +213,8 @@ class Weights:
     metrics: tuple[Metric, ...] = ()
     url: str | None = None
     file: str | None = None
+    sha256: str | None = None
+    base: str | None = None
     hf_hub_id: str | None = None
     source_repo: str | None = None
     published_in: str | None = None
@@ -207,3 +239,21 @@ class Weights:
         """Last part of the URL, else of the packaged path; None when the Hub alone has it."""
         where = self.url or self.file
         return where.rpartition('/')[2] if where else None
+
+    @property
+    def why_not_publish(self) -> str | None:
+        """Why a copy must not go to the Hub: a sentence without its full stop; None when one may go there."""
+        if self.hf_hub_id is not None and self.hf_hub_id.startswith(f'{TIMM_NAMESPACE}/'):
+            return f'timm has them on the Hub already, as {self.hf_hub_id}, and nothing is hosted twice'
+        if self.licence is None:
+            return (
+                f'{self.source_repo or "their source"} states no licence, which leaves redistribution to its '
+                f'authors alone')
+        if not self.timm.loadable:
+            return 'no network of the timm kind can hold them'
+        return None
+
+    @property
+    def may_be_published(self) -> bool:
+        """Whether anyone may put a copy on the Hub."""
+        return self.why_not_publish is None

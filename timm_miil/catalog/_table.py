@@ -11,8 +11,8 @@ from timm_miil._checks import nearest
 from timm_miil._errors import CatalogError
 
 __all__ = [
-    'ARXIV', 'CROP_PCT', 'DATE', 'HTTPS', 'MEAN', 'MODULES', 'NAME', 'NAME_TAG', 'PACKAGED', 'PERCENT',
-    'REPO', 'SHAPE', 'STD', 'TABLE', 'TABLES', 'TEXT', 'TEXTS', 'WHOLE', 'YEAR', 'YES_NO', 'Kind', 'Table',
+    'ARXIV', 'CROP_PCT', 'DASHED', 'DATE', 'HTTPS', 'MEAN', 'MODULES', 'NAME', 'NAME_TAG', 'PACKAGED', 'PERCENT',
+    'REPO', 'SHA256', 'SHAPE', 'STD', 'TABLE', 'TABLES', 'TEXT', 'TEXTS', 'WHOLE', 'YEAR', 'YES_NO', 'Kind', 'Table',
     'load', 'one_of',
 ]
 
@@ -187,12 +187,14 @@ def one_of(choices: Iterable[str]) -> Kind[str]:
 TEXT = Kind('a string, not empty and without outer blanks', _text)
 TEXTS = Kind('a list of strings, none empty or with outer blanks', _list_of(_text))
 NAME = Kind("a word of lower-case letters, digits and '_'", _matching(r'[a-z0-9_]+'))
+DASHED = Kind("words of lower-case letters and digits, joined by '-'", _matching(r'[a-z0-9]+(-[a-z0-9]+)*'))
 NAME_TAG = Kind(
     "'architecture.tag', words of lower-case letters, digits and '_'", _matching(r'[a-z0-9_]+\.[a-z0-9_]+'))
 MODULES = Kind('the dotted name of a module, or a list of them', _modules)
 ARXIV = Kind("an arXiv identifier without a version, such as '2111.12933'", _matching(r'\d{4}\.\d{4,5}'))
 HTTPS = Kind("a URL that starts with 'https://'", _matching(r'https://[^/\s]+/\S+'))
 REPO = Kind("'owner/name'", _matching(r'[\w.-]+/[\w.-]+'))
+SHA256 = Kind('64 hexadecimal digits in lower case', _matching(r'[0-9a-f]{64}'))
 DATE = Kind("a day as 'YYYY-MM-DD'", _date)
 PACKAGED = Kind("the path of a '.safetensors' file below the package, with '/' and without '..'", _packaged)
 WHOLE = Kind('a whole number of at least 1', _whole)
