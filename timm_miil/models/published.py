@@ -1,0 +1,111 @@
+"""Published files of the family: which network a file is of, and its tensors under the names of that network.
+
+Names mislead (a "tresnet_l" is one of three networks), so the tensors decide; what they cannot tell is asked of the
+architecture that a file is published for. Nothing is dropped in silence: a file converts whole, or is refused with
+the keys that do not fit.
+"""
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.models import TResNet, create_model
+from torch import Tensor, nn
+
+from timm_miil.models import _identify, miil_tresnet, mldecoder, mldecoder_zero_shot
+from timm_miil.models._fit import fill_counters
+from timm_miil.models._loading import check_fit, unwrap
+
+__all__ = ['Network', 'convert_published', 'identify']
+
+
+@dataclass(frozen=True)
+class Network:
+    """What `timm.create_model` needs to build the network of a file.
+
+    Attributes:
+        architecture: Name in timm's registry.
+        model_args: Further arguments, such as `num_groups` of an ML-Decoder; plain JSON.
+        num_classes: Number of classes of the file; 0 where it has no classifier.
+    """
+
+    architecture: str
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int = 0
+
+    def build(self, **kwargs: Any) -> nn.Module:
+        """The network, with fresh weights.
+
+        Args:
+            **kwargs: Passed to `timm.create_model`, over those of `model_args`.
+
+        Example:
+            >>> Network('tresnet_m', num_classes=80).build(device='meta').num_features
+            2048
+        """
+        return create_model(self.architecture, **{'num_classes': self.num_classes, **self.model_args, **kwargs})
+
+
+def identify(tensors: Mapping[str, Tensor], architecture: str | None = None) -> Network:
+    """Which network a published file is of, by the names and shapes of its tensors.
+
+    Args:
+        tensors: The tensors, in the original layout or under the network's own names.
+        architecture: The network that the file is published for; None if nothing is known. It decides what tensors
+            cannot tell, such as the slopes of leaky ReLUs, and yields where they contradict it.
+
+    Raises:
+        CheckpointError: If the network is none of ours, or one that timm cannot hold.
+
+    Example:
+        >>> network = Network('tresnet_m', num_classes=80)
+        >>> identify(network.build(device='meta').state_dict()) == network
+        True
+    """
+    found = _identify.identify(unwrap(tensors), architecture)
+    return Network(found.architecture, dict(found.model_args), found.num_classes)
+
+
+def convert_published(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+    """The tensors of a file under the names of a network, exactly all of them.
+
+    Args:
+        tensors: The tensors, in the original layout or under the network's own names, which stay as they are.
+        network: The network of the file, as `identify` tells it.
+
+    Returns:
+        Contiguous tensors of the same dtype, in the network's order; no two share memory.
+
+    Raises:
+        CheckpointError: If anything is missing, unknown or of another shape.
+    """
+    model = network.build(device='meta')
+    converted = fill_counters(_renamed(unwrap(tensors), model), model)
+    check_fit(converted, model)
+    taken = set[int]()
+    return {key: _own_memory(converted[key], taken) for key in model.state_dict()}
+
+
+def _renamed(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    for model_class, rename in CONVERTERS:
+        if isinstance(model, model_class):
+            return rename(tensors, model)
+    return tensors
+
+
+def _own_memory(tensor: Tensor, taken: set[int]) -> Tensor:
+    """The tensor in one piece, alone in its memory."""
+    tensor = tensor.detach().contiguous()
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() in taken or storage.nbytes() != tensor.numel() * tensor.element_size():
+        tensor = tensor.clone()
+    if tensor.device.type != 'meta':
+        taken.add(tensor.untyped_storage().data_ptr())
+    return tensor
+
+
+Converter = Callable[[dict[str, Tensor], Any], dict[str, Tensor]]
+CONVERTERS: tuple[tuple[type[nn.Module], Converter], ...] = (
+    (mldecoder.MLDecoderClassifier, mldecoder.checkpoint_filter_fn),
+    (mldecoder_zero_shot.ZeroShotClassifier, mldecoder_zero_shot.checkpoint_filter_fn),
+    (TResNet, miil_tresnet.to_timm_names),
+)
