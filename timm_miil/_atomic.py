@@ -5,8 +5,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ['whole_folder', 'write_file']
+__all__ = ['whole_file', 'whole_folder', 'write_file']
 
 
 @contextlib.contextmanager
@@ -42,6 +43,34 @@ def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Write into a file that takes its name only when it is complete.
+
+    Yields a fresh file beside `target`; when the block ends well it becomes `target`, in place of a file of that
+    name. When the block raises, `target` is as it was.
+
+    Args:
+        target: The file to make, in a folder that is there.
+
+    Raises:
+        OSError: If it cannot be written or put in place.
+    """
+    target = Path(target).absolute()
+    number, fresh = tempfile.mkstemp(prefix=f'.{target.name}-', dir=target.parent)
+    try:
+        with open(number, 'wb') as file:
+            yield file
+        # A temporary file is its owner's alone; this one shall be as readable as its neighbours.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(fresh, 0o666 & ~mask)
+        os.replace(fresh, target)
+    except BaseException:
+        os.unlink(fresh)
+        raise
+
+
 def write_file(target: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file that takes its name only when it is complete.
 
@@ -52,16 +81,5 @@ def write_file(target: str | os.PathLike[str], content: str | bytes) -> None:
     Raises:
         OSError: If it cannot be written; a file of that name is then as it was.
     """
-    target = Path(target).absolute()
-    number, fresh = tempfile.mkstemp(prefix=f'.{target.name}-', dir=target.parent)
-    try:
-        with open(number, 'wb') as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        # A temporary file is its owner's alone; this one shall be as readable as its neighbours.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(fresh, 0o666 & ~mask)
-        os.replace(fresh, target)
-    except BaseException:
-        os.unlink(fresh)
-        raise
+    with whole_file(target) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
