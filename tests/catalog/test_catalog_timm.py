@@ -149,7 +149,9 @@ def test_the_namespace_on_the_hub_can_be_replaced(monkeypatch):
     assert cfg_of(hf_hub_id='lab/net.tag')['hf_hub_id'] == 'lab/net.tag'
     monkeypatch.setenv(HUB_NAMESPACE_VARIABLE, 'me-2')
     assert cfg_of(hf_hub_id='lab/net.tag')['hf_hub_id'] == 'me-2/net.tag'
-    assert 'hf_hub_id' not in cfg_of()
+    assert cfg_of()['hf_hub_id'] == 'me-2/mldecoder_tresnet_m.miil_coco_224'
+    assert cfg_of(timm_tag='net.tag', hf_hub_id='timm/net.tag')['hf_hub_id'] == 'timm/net.tag'
+    assert 'hf_hub_id' not in cfg_of(url=None, file='models/weights/some.safetensors')
 
 
 @pytest.mark.parametrize('namespace', ['a/b', 'https://x', ' me'])

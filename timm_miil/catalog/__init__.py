@@ -144,7 +144,7 @@ def pretrained_cfgs(family: str) -> dict[str, dict[str, object]]:
     Left out are weights that timm has under the very name, for a name registered twice hides the first;
     weights that no network of the timm kind can hold; and weights whose class count or preprocessing is not
     known, where timm would put ImageNet-1k's. The environment variable TIMM_MIIL_HUB_NAMESPACE replaces the
-    namespace of Hub ids.
+    namespace of Hub ids, and where none is known the id is the namespace and the name.
 
     Args:
         family: Name of a family, as listed by `families`.

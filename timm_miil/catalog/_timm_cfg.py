@@ -32,7 +32,7 @@ def timm_cfg(entry: Weights, *, root: Path, paper: Paper, label_set: LabelSet | 
     cfg = {
         'url': entry.url,
         'file': entry.file and str(root / entry.file),
-        'hf_hub_id': entry.hf_hub_id and _in_namespace(entry.hf_hub_id),
+        'hf_hub_id': _hub_id(entry),
         'input_size': entry.input_size,
         'fixed_input_size': entry.timm.fixed_input_size,
         'interpolation': entry.interpolation,
@@ -59,11 +59,13 @@ def _one_or_all(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
     return names[0] if len(names) == 1 else names or None
 
 
-def _in_namespace(hub_id: str) -> str:
+def _hub_id(entry: Weights) -> str | None:
+    """The repository with the weights; in the namespace of the environment, but for what timm or this package has."""
     namespace = os.environ.get(HUB_NAMESPACE_VARIABLE)
-    if not namespace:
-        return hub_id
+    if not namespace or entry.timm_tag or entry.file:
+        return entry.hf_hub_id
     if not re.fullmatch(r'[\w.-]+', namespace):
         raise ValueError(
             f'{HUB_NAMESPACE_VARIABLE} must name a user or an organisation on the Hub, got {namespace!r}.')
-    return f'{namespace}/{hub_id.partition("/")[2]}'
+    _, _, repository = (entry.hf_hub_id or f'/{entry.name}').partition('/')
+    return f'{namespace}/{repository}'
