@@ -57,10 +57,12 @@ FILES = {
     '_checks': {'torch'},
     '_errors': set(),
     '_extras': set(),
+    '_locks': {'huggingface_hub'},
     '_timm': {'timm'},
     '_version': set(),
+    '_web': set(),
 }
-NOT_FOR = {'_timm': {'catalog'}}
+NOT_FOR = {'_timm': {'catalog'}, '_locks': {'catalog'}, '_web': {'catalog'}}
 MAX_LINES = 400
 MAX_MODULES_AT_IMPORT = 60  # beyond those of `import timm`, which are 2700
 MUTATORS = {

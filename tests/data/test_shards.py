@@ -23,7 +23,7 @@ from worker_shares import WorkerShares
 import timm_miil.data.shards as shards_module
 from timm_miil.data import LabelledImages, MultiLabelRecords, SparseTargets
 from timm_miil.data._packed import PackedPaths
-from timm_miil.data.locks import locked
+from timm_miil._locks import locked
 from timm_miil.data.shards import ShardStream, list_splits, read_shards, write_shards
 
 NAMES = ('cat', 'dog', 'gnu')

@@ -17,7 +17,7 @@ from timm_miil.cli._training import (
     DEFAULT_LICENCE, METRIC_WORDS, SCENES, SCENES_LICENCE, check_licence, counts_line, make_pictures, num_pictures,
     render_run_card, train_with_progress)
 from timm_miil.data import LabelledImages, has_split
-from timm_miil.data.locks import locked
+from timm_miil._locks import locked
 from timm_miil.hub import check_model_folder, save_model_folder
 from timm_miil.hub.folder import tuned_settings
 from timm_miil.inference import write_report

@@ -26,7 +26,7 @@ from timm_miil.data._shard_tar import Labels, Sample, list_samples, parse_labels
 from timm_miil.data._shard_writing import ShardPlan, write_planned
 from timm_miil.data._shard_scan import scan_shards
 from timm_miil.data.images import decode_image
-from timm_miil.data.locks import locked
+from timm_miil._locks import locked
 from timm_miil.data.records import ImageStream, LabelledImages, UnreadPicture, check_share, reading
 from timm_miil.data.seeding import mix_seed
 

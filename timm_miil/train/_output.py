@@ -12,7 +12,7 @@ from torch import Tensor
 from timm_miil._atomic import write_file
 from timm_miil._checks import check_folder
 from timm_miil._errors import CheckpointError
-from timm_miil.data.locks import locked
+from timm_miil._locks import locked
 from timm_miil.train._state import READERS, differences
 from timm_miil.train.checkpoint import (
     check_best_weights, forget_later, list_checkpoints, load_checkpoint, load_weights, newest_checkpoint, rotate,
