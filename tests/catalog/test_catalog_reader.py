@@ -65,6 +65,7 @@ source_repo = "lab/ink"
 published_in = "README.md"
 source_architecture = "inky"
 timm_tag = "ink_net.lab_blots"
+conversion = ["Halved."]
 notes = ["one", "two"]
 
 [weights."ink_tiny.own"]
@@ -131,7 +132,8 @@ def test_a_good_catalogue_is_read_as_it_stands(root):
             ),
             url='https://example.org/ink.pth', sha256='0123456789abcdef' * 4, base='ink_tiny.own', hf_hub_id='lab/ink',
             source_repo='lab/ink', published_in='README.md',
-            source_architecture='inky', timm_tag='ink_net.lab_blots', licence='MIT', notes=('one', 'two'),
+            source_architecture='inky', timm_tag='ink_net.lab_blots', licence='MIT', conversion=('Halved.',),
+            notes=('one', 'two'),
             timm=TimmFacts(
                 body='resnet18', first_conv=('stem',), classifier=('head.a', 'head.b'), pool_stride=32)),
         'ink_tiny.own': Weights(

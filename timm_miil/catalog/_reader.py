@@ -290,6 +290,7 @@ def _entry(
         source_architecture=table.optional('source_architecture', TEXT),
         timm_tag=table.optional('timm_tag', NAME_TAG),
         licence=table.optional('licence', TEXT),
+        conversion=table.optional('conversion', TEXTS) or (),
         notes=table.optional('notes', TEXTS) or (),
         timm=timm_facts,
     )

@@ -189,7 +189,8 @@ class Weights:
         source_architecture: What the authors call the network, when it is not `architecture`.
         timm_tag: timm's 'architecture.tag' for this very file; None when timm does not have it.
         licence: SPDX identifier of the source repository's licence; None when it has none.
-        notes: Remarks, one a line.
+        conversion: What converting the file to timm's layout changes beyond the names of tensors, a sentence each.
+        notes: Remarks, a sentence each.
         timm: What timm needs to know of the architecture.
     """
 
@@ -221,6 +222,7 @@ class Weights:
     source_architecture: str | None = None
     timm_tag: str | None = None
     licence: str | None = None
+    conversion: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     timm: TimmFacts = TimmFacts()
 

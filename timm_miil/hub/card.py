@@ -1,30 +1,25 @@
 """Model cards: README.md of a model folder, with the metadata that the Hub reads."""
-import hashlib
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import ModelCard
 from timm.models import create_model
 
 from timm_miil import catalog
-from timm_miil._checks import cut
+from timm_miil.hub._card_check import check_card
+from timm_miil.hub._card_text import as_code, as_text, assemble, embedding_code, is_sealed, prediction_code, quoted_gaps
+from timm_miil.hub._catalog_card import catalog_card
 
 __all__ = [
-    'CARD_FILE', 'CardFacts', 'CardMetric', 'ProblemType', 'catalog_facts', 'check_card', 'is_sealed', 'render_card']
+    'CARD_FILE', 'CardFacts', 'CardMetric', 'ProblemType', 'catalog_card', 'catalog_facts', 'check_card', 'is_sealed',
+    'render_card',
+]
 
 ProblemType = Literal['multi_label_classification', 'single_label_classification']
 
 CARD_FILE = 'README.md'
 NAMED_LABELS = 12
-LABEL_CHARS = 80
-
-# The last line of a card that a program wrote; who edits the text breaks it, so that a push leaves it alone.
-_SEAL = '<!-- written by timm-miil, {digest} -->\n'
-_SEALED = re.compile(r'(.*)\n<!-- written by timm-miil, ([0-9a-f]{16}) -->\s*', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -107,33 +102,36 @@ def render_card(facts: CardFacts) -> str:
         ])]
     papers = [catalog.paper(id) for id in facts.papers]
     channels, height, width = facts.input_size
-    labels = ', '.join(map(_as_code, facts.label_names[:NAMED_LABELS]))
+    labels = ', '.join(map(as_code, facts.label_names[:NAMED_LABELS]))
     if len(facts.label_names) > NAMED_LABELS:
         labels += f', and {len(facts.label_names) - NAMED_LABELS} more in `config.json`'
-    body = [
-        f'# Model card for {facts.name}',
-        facts.summary,
+    code = prediction_code(
+        facts.source, is_ours=True, is_multi_label=kind == 'multi-label', names="model.pretrained_cfg['label_names']",
+        index='[index]')
+    card = assemble(head, [
+        f'# Model card for {_words(facts.name)}',
+        _words(facts.summary),
         '## Model details',
         '\n'.join([
             f'- **Model type:** {kind} image classification',
-            f'- **Architecture:** `{facts.architecture}`',
+            f'- **Architecture:** {as_code(facts.architecture)}',
             f'- **Parameters:** {facts.num_params / 1e6:.2f} M',
             f'- **Input:** {channels} x {height} x {width}',
-            f'- **Data set:** {facts.dataset}',
+            f'- **Data set:** {_words(facts.dataset)}',
             f'- **Classes:** {len(facts.label_names)}: {labels}',
             *(f'- **Paper:** {paper.title}' + (f', arXiv:{paper.arxiv}' if paper.arxiv else '') for paper in papers),
         ]),
         *results,
         '## Usage',
-        f'```python\n{_usage(facts.source, facts.problem_type)}```',
+        f'```python\n{code}```',
+        f'As a vector that describes the picture:\n\n```python\n{embedding_code(facts.source, is_ours=True)}```',
         '## Training',
-        facts.training,
+        _words(facts.training),
         *(['## Citation'] if papers else []),
         *(f'```bibtex\n{paper.bibtex}\n```' for paper in papers),
-    ]
-    card = '---\n' + ''.join(f'{line}\n' for line in _yaml(head)) + '---\n\n' + '\n\n'.join(body) + '\n'
+    ])
     check_card(card)
-    return f'{card}\n{_SEAL.format(digest=_digest(card))}'
+    return card
 
 
 def catalog_facts(name: str) -> CardFacts:
@@ -170,71 +168,6 @@ def catalog_facts(name: str) -> CardFacts:
     )
 
 
-def is_sealed(card: str) -> bool:
-    """Whether the card is as `render_card` wrote it."""
-    found = _SEALED.fullmatch(card.replace('\r\n', '\n'))
-    return found is not None and _digest(found[1]) == found[2]
-
-
-def check_card(card: str) -> None:
-    """Raise ValueError unless the Hub would take the card and show library, task, licence and results."""
-    try:
-        data = ModelCard(card).data
-    except Exception as error:  # yaml's and huggingface_hub's own kinds
-        raise ValueError(f'the card has no valid YAML head: {error}') from error
-    missing = [key for key in ('license', 'library_name', 'pipeline_tag', 'tags') if not data.get(key)]
-    if missing:
-        raise ValueError(f'the head of the card must name {", ".join(missing)}.')
-
-
-def _as_code(name: str) -> str:
-    """A name that anyone may have chosen, as Markdown that shows it and does nothing else."""
-    plain = ''.join(
-        char if char.isprintable() else char.encode('unicode_escape', 'backslashreplace').decode()
-        for char in name.replace('`', "'"))
-    return f'`{cut(plain, LABEL_CHARS)}`'
-
-
-def _digest(card: str) -> str:
-    return hashlib.sha256(card.rstrip().encode()).hexdigest()[:16]
-
-
-def _usage(source: str, problem_type: ProblemType) -> str:
-    activation, shown = {
-        'multi_label_classification': ('sigmoid()', 'if confidence >= 0.5'),
-        'single_label_classification': ('softmax(-1)', 'if confidence == confidences.max()'),
-    }[problem_type]
-    return f'''\
-import timm
-import timm_miil  # registers the architecture
-import torch
-from PIL import Image
-
-model = timm.create_model({source!r}, pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-
-picture = Image.open('picture.png').convert('RGB')
-with torch.no_grad():
-    confidences = model(transform(picture).unsqueeze(0)).{activation}[0]
-for label, confidence in zip(model.pretrained_cfg['label_names'], confidences.tolist()):
-    {shown}:
-        print(f'{{label}}: {{confidence:.2f}}')
-'''
-
-
-def _yaml(value: Any, indent: str = '') -> list[str]:
-    """Lines of YAML in block style; its own writer, as those of libraries change their layout between releases."""
-    if isinstance(value, dict):
-        lines = []
-        for key, item in value.items():
-            inner = _yaml(item, indent + '  ')
-            is_nested = isinstance(item, dict | list)
-            lines += [f'{indent}{key}:', *inner] if is_nested else [f'{indent}{key}: {inner[0]}']
-        return lines
-    if isinstance(value, list):
-        lines = []
-        for item in value:
-            first, *rest = _yaml(item, indent + '  ')
-            lines += [f'{indent}- {first.removeprefix(indent + "  ")}', *rest]
-        return lines
-    return [json.dumps(value, ensure_ascii=False)]  # JSON's scalars are YAML's
+def _words(text: str) -> str:
+    """Words of the caller as Markdown."""
+    return as_text(quoted_gaps(text))

@@ -1,0 +1,305 @@
+"""What the cards of the catalogue's weights say, section by section."""
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from timm_miil import catalog
+from timm_miil.hub._card_text import as_code, as_text, loading_code
+
+__all__ = [
+    'Subject', 'conversion', 'details', 'intended_use', 'limits', 'results', 'summary', 'word_code',
+]
+
+NAMED_LABELS = 12
+WORD_DIMS = 300
+HUB, GITHUB, ARXIV = 'https://huggingface.co', 'https://github.com', 'https://arxiv.org/abs'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a card is about.
+
+    Attributes:
+        entry: Its entry of the catalogue.
+        paper: Paper of the entry.
+        data_set: Data set of the entry.
+        repo_id: Repository on the Hub that the card is for; None for a card of the published file.
+        architecture: Name of the network in timm's registry, of the file where it is known.
+        model_args: Further arguments of the network.
+        num_classes: Number of classes; None when only the file can tell, as the next.
+        num_params: Number of parameters.
+        label_names: Names of the classes; None when they are not known.
+        has_network: Whether a registered network holds the weights.
+        is_ours: Whether the network is of this package.
+        is_named: Whether `timm.create_model(name, pretrained=True)` knows the weights.
+    """
+
+    entry: catalog.Weights
+    paper: catalog.Paper
+    data_set: catalog.DataSet
+    repo_id: str | None
+    architecture: str
+    model_args: Mapping[str, Any]
+    num_classes: int | None
+    num_params: int | None
+    label_names: tuple[str, ...] | None
+    has_network: bool
+    is_ours: bool
+    is_named: bool
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the classes are independent."""
+        return self.entry.problem_type == 'multi_label_classification'
+
+    @property
+    def kind(self) -> str:
+        """'multi-label' or 'single-label'."""
+        return 'multi-label' if self.is_multi_label else 'single-label'
+
+    @property
+    def gives_words(self) -> bool:
+        """Whether the output lies in the space of word vectors and is no score of a class."""
+        return self.entry.head == 'sdl_embedding'
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether the card is of weights in a file of our own making."""
+        return self.repo_id is not None
+
+    @property
+    def repository_url(self) -> str | None:
+        """Page of the authors' repository."""
+        return self.entry.source_repo and f'{GITHUB}/{self.entry.source_repo}'
+
+
+def summary(subject: Subject) -> Iterator[str]:
+    """What these weights are, and where they come from."""
+    entry = subject.entry
+    if entry.file is not None:
+        yield ' '.join(map(as_text, entry.notes))
+        return
+    count = '' if subject.num_classes is None or subject.gives_words else f' with {_number(subject.num_classes)} classes'
+    paper = f'[{as_text(subject.paper.title)}]({ARXIV}/{subject.paper.arxiv})'
+    what = f'{as_code(subject.architecture)} for {subject.kind} classification{count}, trained on {subject.data_set.title}.'
+    if entry.url is None:
+        yield f'{what} Its network or its making is described in {paper}.'
+    else:
+        yield (
+            f'{what} The authors of {paper} published these weights as {as_code(entry.file_name or "")}'
+            + ('; this repository has them converted, unchanged in value, to what timm loads.' if subject.is_converted
+               else '.'))
+    if entry.hf_hub_id is not None and not subject.is_converted:
+        yield (
+            f'They are on the Hub as [{entry.hf_hub_id}]({HUB}/{entry.hf_hub_id}), whose own card is the one to read '
+            f'first; nothing is hosted a second time.')
+    elif entry.why_not_publish is not None:
+        yield f'**These weights must not be published again**: {entry.why_not_publish}.'
+
+
+def details(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Name and value of every fact, for a list."""
+    entry = subject.entry
+    yield 'Model type', f'{subject.kind} classification of {_items(entry)}, and features'
+    yield 'Architecture', _architecture(subject)
+    if entry.source_architecture is not None:
+        yield "Authors' name of the network", as_code(entry.source_architecture)
+    yield 'Head', catalog.HEADS[entry.head]
+    yield 'Parameters', (
+        f'{subject.num_params / 1e6:.2f} M' if subject.num_params is not None
+        else 'only the file can tell, as its sizes are not published')
+    yield 'Input', _input(entry)
+    yield 'Preprocessing', preprocessing(entry)
+    yield 'Classes', _classes(subject)
+    yield 'Data set', f'{_linked(subject.data_set.title, subject.data_set.homepage)}: {as_text(subject.data_set.contents)}'
+    if entry.base is not None:
+        base = catalog.weight(entry.base)
+        yield 'Fine-tuned from', _linked(f'`{base.name}`', base.hf_hub_id and f'{HUB}/{base.hf_hub_id}')
+    yield 'Paper', f'{as_text(subject.paper.title)}, [arXiv:{subject.paper.arxiv}]({ARXIV}/{subject.paper.arxiv})'
+    if entry.url is not None:
+        yield 'Original file', (
+            f'[{entry.file_name}]({entry.url}), linked in {as_code(entry.published_in or "")} of '
+            f'[{entry.source_repo}]({subject.repository_url})')
+    yield 'Licence', _licence(subject)
+
+
+def _architecture(subject: Subject) -> str:
+    text = as_code(subject.architecture)
+    if subject.has_network:
+        text += ' of timm-miil' if subject.is_ours else ' of timm'
+    if subject.model_args:
+        text += ' with ' + ', '.join(as_code(f'{key}={value!r}') for key, value in sorted(subject.model_args.items()))
+    if subject.architecture != subject.entry.architecture:
+        text += f'; the catalogue calls it {as_code(subject.entry.architecture)}, but the tensors of the file decide'
+    return text
+
+
+def _items(entry: catalog.Weights) -> str:
+    return 'pictures' if entry.frames is None else 'clips' if entry.dataset == 'kinetics-400' else 'albums of pictures'
+
+
+def _input(entry: catalog.Weights) -> str:
+    channels, height, width = entry.input_size
+    size = f'{channels} x {height} x {width}'
+    return size if entry.frames is None else f'{entry.frames} pictures of {size}'
+
+
+def preprocessing(entry: catalog.Weights) -> str:
+    """What a picture goes through before the network, in words."""
+    _, height, width = entry.input_size
+    if entry.crop_pct is None:
+        resize = 'the authors do not say how pictures are resized, so that timm\'s default for the network is used'
+    elif entry.crop_mode == 'squash':
+        resize = f'resized to {height} x {width} pixels whatever its shape, without a crop'
+    else:
+        resize = (
+            f'shorter side resized to {math.floor(height / entry.crop_pct)} pixels, then the middle {height} x {width} '
+            f'cut out')
+    filtering = f' ({entry.interpolation})' if entry.interpolation and entry.crop_pct is not None else ''
+    if entry.mean is None or entry.std is None:
+        values = "the authors do not say how values are normalised, so that timm's default for the network is used"
+    elif set(entry.mean) == {0.0} and set(entry.std) == {1.0}:
+        values = 'values divided by 255 and not normalised any further'
+    else:
+        values = (
+            f'values divided by 255, then normalised with mean {_listed(entry.mean)} and standard deviation '
+            f'{_listed(entry.std)}')
+    return f'{resize}{filtering}; {values}'
+
+
+def _classes(subject: Subject) -> str:
+    if subject.gives_words:
+        rows = (subject.num_classes or 0) // WORD_DIMS
+        return f'any that have a word vector; the output is {rows} rows of {WORD_DIMS} numbers'
+    if subject.num_classes is None:
+        return 'as many as the file has; the number is not published'
+    count = _number(subject.num_classes)
+    if subject.label_names is None:
+        return count
+    listed = ', '.join(map(as_code, subject.label_names[:NAMED_LABELS]))
+    rest = subject.num_classes - NAMED_LABELS
+    return f'{count}: {listed}' + (f', and {_number(rest)} more in `config.json`' if rest > 0 else '')
+
+
+def _licence(subject: Subject) -> str:
+    entry = subject.entry
+    if entry.licence is None:
+        return (
+            'unknown: the repository states none. Without one only the authors may pass these weights on; ask them '
+            'before you do anything with a copy')
+    if entry.source_repo is None:
+        return f'{entry.licence}' + (', as its repository on the Hub says' if entry.hf_hub_id else '')
+    return f'{entry.licence}, that of the repository that publishes the file'
+
+
+def intended_use(subject: Subject) -> Iterator[str]:
+    """What it is good for, and what it is not for."""
+    entry = subject.entry
+    if entry.dataset == 'scenes':
+        yield 'Trying out this package without a download, and its tests. It is of no use on photographs.'
+        return
+    if not entry.timm.loadable:
+        yield 'Research on architecture search: these are the shared weights of all networks of a search space.'
+        return
+    if entry.dataset == 'cifar-100':
+        yield 'Research on distillation, on CIFAR-100. It is of no use on larger photographs.'
+        return
+    if subject.gives_words:
+        use = 'Scoring how well words fit a picture, also words that were not trained on, given their word vectors'
+    elif entry.dataset.startswith('imagenet-21k'):
+        use = 'A start for training on a data set of your own, and vectors that describe pictures; also tagging by its classes'
+    elif subject.is_multi_label:
+        use = f'Naming all classes of {subject.data_set.title} that {_items(entry)} show'
+    else:
+        use = f'Naming the one class of {subject.data_set.title} that {_items(entry)} show'
+    yield (
+        f'{use}. As any network that was trained on pictures of the web, it is not for decisions about people, nor for '
+        f'anything where a wrong or missing name does harm and nobody looks twice.')
+
+
+def limits(subject: Subject) -> Iterator[str]:
+    """What one should know before trusting it."""
+    entry = subject.entry
+    yield from map(as_text, subject.data_set.limits)
+    if entry.timm.loadable and not subject.gives_words:
+        if subject.is_multi_label:
+            yield (
+                'Its confidences are not calibrated, and 0.5 is only a place to start: `timm-miil tune` finds a '
+                'threshold for each class on pictures of yours.')
+        else:
+            yield 'Every input gets one of the classes, also one that shows none of them.'
+    if entry.dataset == 'imagenet-21k-p':
+        yield (
+            'Training compared classes of one level of the label tree with each other and not with those of other '
+            'levels; one softmax over all, as in the code above, ranks them only roughly.')
+    if subject.label_names is None and not subject.gives_words and not entry.dataset.startswith('imagenet-'):
+        yield 'The names of the classes in the order of the output are not known here.'
+    if entry.mean is None or entry.crop_pct is None:
+        yield 'The preprocessing is not published: try it on pictures whose class you know before you rely on it.'
+    if entry.file is None:
+        yield from map(as_text, entry.notes)
+
+
+def results(subject: Subject) -> Iterator[str]:
+    """Its numbers, and how they were obtained."""
+    entry = subject.entry
+    own = [metric for metric in entry.metrics if metric.setting is None]
+    if own:
+        yield '\n'.join([
+            '| metric | measured on | value | origin |', '|---|---|---|---|',
+            *(f'| {catalog.METRICS[metric.name]} | {metric.dataset or subject.data_set.title} | {metric.value:.2f} | '
+              f'{metric.origin} |' for metric in own)])
+    else:
+        yield 'The authors publish no number for these very weights, and nobody here has measured one.'
+    sources = list(dict.fromkeys(metric.source for metric in own if metric.source is not None))
+    if sources:
+        yield (
+            f'The authors measured this; it was read from the {" and the ".join(map(as_text, sources))} and has not '
+            f'been measured again here. '
+            f'Where not said otherwise it is of the part of {subject.data_set.title} that the authors evaluate on, with '
+            f'the preprocessing above.')
+    commands = {(metric.command, metric.date, metric.hardware) for metric in own if metric.command is not None}
+    for command, date, hardware in sorted(commands, key=str):
+        yield f'`{command}` makes the data, trains and measures again what was measured on {date} ({hardware}).'
+    for metric in entry.metrics:
+        if metric.setting is not None:
+            yield (
+                f'Not of these weights but of a network that was {metric.setting} from them on {metric.dataset}: '
+                f'{metric.value:.2f}, {catalog.METRICS[metric.name]}, by the {metric.source}.')
+
+
+def conversion(subject: Subject) -> str | None:
+    """What converting does to the file; None where nothing is converted."""
+    entry = subject.entry
+    if entry.url is None or not subject.has_network or entry.hf_hub_id is not None and not subject.is_converted:
+        return None
+    changes = ' '.join(map(as_text, entry.conversion))
+    done = 'made this repository of' if subject.is_converted else 'makes a folder that timm loads of'
+    return (
+        f'`timm-miil convert {entry.name}` {done} the original file. It runs none of the code that such files can '
+        f'hold, gives every tensor its name in timm, refuses a file with a tensor too many or too few, and writes '
+        f'safetensors. Nothing is trained or rounded.{" " if changes else ""}{changes}')
+
+
+def word_code(source: str, *, is_ours: bool) -> str:
+    """Python that gives what a picture is compared with words by."""
+    return loading_code(source, is_ours=is_ours) + f'''\
+    rows = model(transform(picture).unsqueeze(0))[0].reshape({WORD_DIMS}, -1)
+
+# The score of a word is the largest product of its vector of {WORD_DIMS} numbers with one of the columns:
+# (word_vector @ rows).max()
+print(rows.shape)
+'''
+
+
+def _linked(text: str, url: str | None) -> str:
+    return f'[{text}]({url})' if url else text
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return '(' + ', '.join(map(str, numbers)) + ')'
+
+
+def _number(count: int) -> str:
+    return f'{count:,}'.replace(',', ' ') if count >= 10_000 else str(count)

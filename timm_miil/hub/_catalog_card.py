@@ -1,0 +1,177 @@
+"""Cards of the catalogue's weights: every sentence follows from a fact of the catalogue or of the converted file."""
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.utils import validate_repo_id
+from timm.models import is_model, is_model_pretrained, model_entrypoint
+
+from timm_miil import catalog
+from timm_miil.hub import _card_words as words
+from timm_miil.hub._card_check import check_card
+from timm_miil.hub._card_text import assemble, embedding_code, prediction_code
+from timm_miil.hub._card_words import Subject
+from timm_miil.models.published import Network
+
+__all__ = ['catalog_card']
+
+# The Hub's words for what we measure, where it has them.
+HUB_METRICS = {'top1': 'accuracy'}
+# timm has the names of the classes of data sets with so many.
+IMAGENETS = {1000: 'imagenet-1k', 11221: 'imagenet-21k-miil'}
+PICTURES, CLIPS, WORDS = 'image-classification', 'video-classification', 'zero-shot-image-classification'
+
+
+def catalog_card(
+        name: str,
+        *,
+        repo_id: str | None = None,
+        network: Network | None = None,
+        label_names: Sequence[str] | None = None,
+) -> str:
+    """The card of an entry of the catalogue; equal arguments give equal bytes.
+
+    Args:
+        name: 'architecture.tag' of the entry.
+        repo_id: 'owner/name' of the repository on the Hub that the card is for, from which its code then loads. None
+            makes a card of the published file itself, with code that loads it by its name.
+        network: Network of the converted file; None says what the catalogue knows.
+        label_names: Names of the classes that the file has; None takes the catalogue's label set, if there is one.
+
+    Raises:
+        CatalogError: If there is no such entry.
+        ValueError: If repo_id is none, if nobody may publish a copy of these weights, or if there is not one label name
+            a class.
+    """
+    entry = catalog.weight(name)
+    if repo_id is not None:
+        validate_repo_id(repo_id)
+        if entry.why_not_publish is not None:
+            raise ValueError(f'{name} must not be published: {entry.why_not_publish}.')
+    subject = _subject(entry, repo_id, network, label_names)
+    card = assemble(_head(subject), _body(subject))
+    check_card(card)
+    return card
+
+
+def _subject(
+        entry: catalog.Weights, repo_id: str | None, network: Network | None, label_names: Sequence[str] | None) -> Subject:
+    architecture = network.architecture if network else entry.architecture
+    num_classes = network.num_classes if network else entry.num_classes
+    if label_names is None and entry.labels is not None:
+        label_names = catalog.label_set(entry.labels).labels
+    if label_names is not None and len(label_names) != num_classes:
+        raise ValueError(
+            f'label_names must have one name a class, got {len(label_names)} for the {num_classes} classes of '
+            f'{entry.name}.')
+    num_params = entry.num_params
+    if network is not None:
+        num_params = sum(parameter.numel() for parameter in network.build(device='meta').parameters())
+    return Subject(
+        entry=entry,
+        paper=catalog.paper(entry.paper),
+        data_set=catalog.data_set(entry.dataset),
+        repo_id=repo_id,
+        architecture=architecture,
+        model_args=dict(network.model_args) if network else {},
+        num_classes=num_classes,
+        num_params=num_params,
+        label_names=None if label_names is None else tuple(label_names),
+        has_network=entry.timm.loadable and is_model(architecture),
+        is_ours=is_model(architecture) and model_entrypoint(architecture).__module__.startswith('timm_miil.'),
+        is_named=is_model_pretrained(entry.name),
+    )
+
+
+def _head(subject: Subject) -> dict[str, Any]:
+    entry, data_set = subject.entry, subject.data_set
+    task = CLIPS if entry.frames and entry.dataset == 'kinetics-400' else WORDS if subject.gives_words else PICTURES
+    head: dict[str, Any] = {
+        'license': entry.licence.lower() if entry.licence else 'unknown',
+        'library_name': 'timm',
+        'pipeline_tag': task,
+        'tags': [
+            'timm', 'timm-miil', task, f'{subject.kind}-classification',
+            *([f'arxiv:{subject.paper.arxiv}'] if subject.paper.arxiv else [])],
+    }
+    if data_set.hub_id is not None:
+        head['datasets'] = [data_set.hub_id]
+    if entry.base is not None and (base := catalog.weight(entry.base).hf_hub_id) is not None:
+        head['base_model'] = [base]
+    if own := [metric for metric in entry.metrics if metric.setting is None]:
+        head['metrics'] = [HUB_METRICS.get(metric.name, metric.name) for metric in own]
+        head['model-index'] = [{'name': entry.name, 'results': [_result(subject, task, metric) for metric in own]}]
+    return head
+
+
+def _result(subject: Subject, task: str, metric: catalog.Metric) -> dict[str, Any]:
+    """One result; its arguments and its source say whose number it is."""
+    data_set = subject.data_set
+    facts = {'origin': metric.origin, 'command': metric.command, 'hardware': metric.hardware, 'date': metric.date}
+    result: dict[str, Any] = {
+        'task': {'type': task, 'name': f'{subject.kind.capitalize()} classification'},
+        'dataset': {'type': data_set.hub_id or data_set.name, 'name': metric.dataset or data_set.title},
+        'metrics': [{
+            'type': HUB_METRICS.get(metric.name, metric.name), 'value': metric.value,
+            'name': catalog.METRICS[metric.name], 'args': {key: fact for key, fact in facts.items() if fact}}],
+    }
+    if metric.source is not None and subject.repository_url is not None:
+        result['source'] = {'name': metric.source, 'url': subject.repository_url}
+    return result
+
+
+def _body(subject: Subject) -> list[str]:
+    paper = subject.paper
+    return [
+        f'# Model card for {subject.entry.name}',
+        *words.summary(subject),
+        '## Model details',
+        '\n'.join(f'- **{key}:** {value}' for key, value in words.details(subject)),
+        '## Usage',
+        *_usage(subject),
+        '## Intended use',
+        *words.intended_use(subject),
+        '## Limits',
+        '\n'.join(f'- {sentence}' for sentence in words.limits(subject)),
+        '## Results',
+        *words.results(subject),
+        *([] if (converted := words.conversion(subject)) is None else ['## Conversion', converted]),
+        '## Citation',
+        f'```bibtex\n{paper.bibtex}\n```',
+    ]
+
+
+def _usage(subject: Subject) -> list[str]:
+    if not subject.has_network:
+        return ['No network of timm or of timm-miil holds these weights yet, so no code here loads them.']
+    entry = subject.entry
+    blocks = []
+    if subject.repo_id is not None:
+        source, is_ours = f'hf-hub:{subject.repo_id}', subject.is_ours
+    elif subject.is_named:
+        source, is_ours = entry.name, entry.timm_tag is None
+    else:
+        source, is_ours = 'local-dir:model', subject.is_ours
+        blocks.append(
+            f'Convert the file first, as the published facts do not suffice to load it by name: '
+            f'`timm-miil convert {entry.name} -o model`. Then:')
+    install = 'pip install timm-miil' if is_ours or blocks else 'pip install timm'
+    blocks.append(f'`{install}` brings all that the code needs. It reads `picture.png`, any picture of yours.')
+    if subject.gives_words:
+        code = words.word_code(source, is_ours=is_ours)
+    else:
+        names, index = _names(subject)
+        code = prediction_code(
+            source, is_ours=is_ours, is_multi_label=subject.is_multi_label, names=names, index=index)
+    return [
+        *blocks, '### What a picture shows', f'```python\n{code}```',
+        '### A picture as a vector', f'```python\n{embedding_code(source, is_ours=is_ours)}```']
+
+
+def _names(subject: Subject) -> tuple[str, str]:
+    """Python for the classes' names, and what takes one of them."""
+    if subject.label_names is not None:
+        return "model.pretrained_cfg['label_names']", '[index]'
+    imagenet = IMAGENETS.get(subject.num_classes or 0)
+    if imagenet is not None and subject.entry.dataset.startswith('imagenet-'):
+        return f'timm.data.ImageNetInfo({imagenet!r})', '.index_to_description(index)'
+    return 'range(model.num_classes)  # numbers: the names are not published', '[index]'
