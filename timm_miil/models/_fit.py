@@ -1,13 +1,14 @@
 """How a checkpoint under a model's names is brought to it: whole, but for other classes and input channels."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from timm_miil.models._loading import check_fit
+from timm_miil.models._loading import check_fit, explain_checkpoint_errors
 
-__all__ = ['COUNTER', 'class_count', 'fill_counters', 'fit_published']
+__all__ = ['class_count', 'create_published', 'fill_counters', 'fit_published']
 
 COUNTER = 'num_batches_tracked'
 
@@ -57,3 +58,20 @@ def fit_published(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[st
 
 def _all(names: Any) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def create_published(
+        model_class: Callable[..., nn.Module],
+        variant: str,
+        pretrained: bool,
+        filter_fn: Callable[[Mapping[str, Any], nn.Module], dict[str, Tensor]],
+        **kwargs: Any,
+) -> Any:
+    """Build a registered network, by timm's builder and with our errors for its file.
+
+    Raises:
+        CheckpointError: If the weights cannot be read or do not fit.
+    """
+    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    with explain_checkpoint_errors(cfg.to_dict() if pretrained else {}, kwargs.get('cache_dir')):
+        return build_model_with_cfg(model_class, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)

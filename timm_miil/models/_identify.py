@@ -7,6 +7,7 @@ from timm.models import create_model, get_pretrained_cfg, is_model
 from torch import Tensor
 
 from timm_miil._errors import CheckpointError
+from timm_miil.models import miil_mobilenet
 from timm_miil.models._fit import class_count, fill_counters
 from timm_miil.models._loading import check_fit
 
@@ -32,6 +33,7 @@ def identify(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:
     _refuse_what_timm_cannot_hold(tensors)
     if any(key.startswith('backbone.') for key in tensors):
         return _own(tensors, architecture)
+    tensors = miil_mobilenet.to_timm_names(tensors)
     for markers, family in FAMILIES:
         if any(marker in tensors for marker in markers):
             return family(tensors, architecture)
@@ -184,7 +186,7 @@ def _own(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:
         heads = (OWN_DECODER.classes, 'head.fc.bias', 'head.fc.weight')
         rows = [len(tensors[key]) for key in heads if key in tensors and tensors[key].ndim]
         found = Found(architecture, {}, rows[0] if rows else cfg.num_classes if cfg else 0)
-        if _fits(tensors, found):
+        if _misfit(tensors, found)[1] is None:
             return found
     if OWN_DECODER.queries in tensors and any(f'backbone.{marker}' in tensors for marker in TRESNET_MARKERS):
         return _ml_decoder(tensors, _tresnet_body(tensors), OWN_DECODER)
@@ -207,34 +209,31 @@ def _one_of(*names: str) -> 'Family':
 
 
 def _first_that_fits(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Found:
-    errors: dict[str, CheckpointError] = {}
-    for name in names:
+    """The first of the networks whose names and shapes are the tensors'; else the error of the nearest."""
+    nearest: tuple[int, CheckpointError] | None = None
+    for name in dict.fromkeys(names):
         cfg = get_pretrained_cfg(name)
         classifiers = (cfg.classifier if cfg else None) or ()
         classifier = classifiers if isinstance(classifiers, str) else next(iter(classifiers), '')
         found = Found(name, {}, class_count(tensors, classifier))
-        try:
-            _check(tensors, found)
-        except CheckpointError as error:
-            errors.setdefault(name, error)
-        else:
+        differing, error = _misfit(tensors, found)
+        if error is None:
             return found
-    first = next(iter(errors))
-    raise CheckpointError(
-        f'the file is none of {", ".join(errors)}: {_words(tensors)}; of {first}: {errors[first]}') from errors[first]
+        if nearest is None or differing < nearest[0]:
+            nearest = differing, CheckpointError(f'the file is not of {name}, the nearest of those known: {error}')
+    raise nearest[1] if nearest else CheckpointError(f'the file is of no known network: {_words(tensors)}.')
 
 
-def _fits(tensors: Mapping[str, Tensor], found: Found) -> bool:
-    try:
-        _check(tensors, found)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _check(tensors: Mapping[str, Tensor], found: Found) -> None:
+def _misfit(tensors: Mapping[str, Tensor], found: Found) -> tuple[int, CheckpointError | None]:
+    """How many of the tensors differ from the network's in name or shape, and what says so."""
     model = create_model(found.architecture, num_classes=found.num_classes, device='meta', **found.model_args)
-    check_fit(fill_counters(tensors, model), model)
+    shapes = {(key, tensor.shape) for key, tensor in model.state_dict().items()}
+    tensors = fill_counters(tensors, model)
+    try:
+        check_fit(tensors, model)
+    except CheckpointError as error:
+        return len(shapes ^ {(key, tensor.shape) for key, tensor in tensors.items()}), error
+    return 0, None
 
 
 Family = Callable[[Mapping[str, Tensor], str | None], Found]

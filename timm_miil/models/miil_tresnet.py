@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 from timm.layers import BlurPool2d, ClassifierHead, ConvNormAct
-from timm.models import (
-    PretrainedCfg, TResNet, build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model,
-    resolve_pretrained_cfg)
+from timm.models import PretrainedCfg, TResNet, generate_default_cfgs, get_pretrained_cfg, register_model
 from torch import Tensor, nn
 
 from timm_miil import catalog
 from timm_miil._errors import CheckpointError
-from timm_miil.models._fit import fit_published
-from timm_miil.models._loading import explain_checkpoint_errors, unwrap
+from timm_miil.models._fit import create_published, fit_published
+from timm_miil.models._loading import unwrap
 
 __all__ = ['BottleneckTResNet', 'SDLTResNet', 'SlopedTResNet', 'convert_original_tresnet']
 
@@ -256,12 +254,10 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     return fit_published(to_timm_names(unwrap(state_dict), model), model)
 
 
-def _create(model_class: Callable[..., TResNet], variant: str, pretrained: bool, **kwargs: Any) -> TResNet:
-    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
-    with explain_checkpoint_errors(cfg.to_dict() if pretrained else {}, kwargs.get('cache_dir')):
-        return build_model_with_cfg(
-            model_class, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
-            feature_cfg=dict(out_indices=(1, 2, 3, 4), flatten_sequential=True), **kwargs)
+def _create(model_class: Callable[..., TResNet], variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    return create_published(
+        model_class, variant, pretrained, checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(1, 2, 3, 4), flatten_sequential=True), **kwargs)
 
 
 def _without_weights(architecture: str) -> PretrainedCfg:

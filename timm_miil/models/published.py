@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from timm.models import TResNet, create_model
+from timm.models import MobileNetV3, TResNet, create_model
 from torch import Tensor, nn
 
-from timm_miil.models import _identify, miil_tresnet, mldecoder, mldecoder_zero_shot
+from timm_miil.models import _identify, miil_mobilenet, miil_tresnet, mldecoder, mldecoder_zero_shot
 from timm_miil.models._fit import fill_counters
 from timm_miil.models._loading import check_fit, unwrap
 
@@ -108,4 +108,5 @@ CONVERTERS: tuple[tuple[type[nn.Module], Converter], ...] = (
     (mldecoder.MLDecoderClassifier, mldecoder.checkpoint_filter_fn),
     (mldecoder_zero_shot.ZeroShotClassifier, mldecoder_zero_shot.checkpoint_filter_fn),
     (TResNet, miil_tresnet.to_timm_names),
+    (MobileNetV3, lambda tensors, _: miil_mobilenet.to_timm_names(tensors)),
 )
