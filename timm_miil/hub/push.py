@@ -1,5 +1,4 @@
 """A model folder goes to the Hub: checked before the first request, in one commit, and compared with what arrived."""
-import hashlib
 import json
 import os
 import re
@@ -15,15 +14,18 @@ from timm.models import create_model
 
 from timm_miil._checks import shown
 from timm_miil._errors import CheckpointError, HubError
-from timm_miil.hub._client import WAITS, HubClient, explained, is_passing, pause, status_of
+from timm_miil.hub._client import WAITS, HubClient, is_passing, pause, status_of
+from timm_miil.hub._files import LocalFile, differing, read_file
+from timm_miil.hub._probe import check_probe
+from timm_miil.hub._refusal import check_may_go
 from timm_miil.hub.card import CARD_FILE, check_card, is_sealed
 from timm_miil.hub.folder import FILES
+from timm_miil.hub.verify import verify_repo
 
-__all__ = ['Push', 'push_folder']
+__all__ = ['Push', 'check_repo_id', 'push_folder']
 
 MAIN = 'main'
 REPO_ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*')
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,6 @@ class Push:
     url: str
     pull_request: str = ''
     is_new: bool = False
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    size: int
-    sha256: str
-    git_oid: str
 
 
 def push_folder(
@@ -81,35 +75,36 @@ def push_folder(
         revision: Branch to push to; None for main.
         dry_run: Whether to find out what would be done, without changing anything.
         force: Whether to replace a card that somebody has edited on the Hub.
-        verify: Whether to download what arrived and compare it.
+        verify: Whether to download what arrived and check it, as `verify_repo` does.
         token: Of a user; None takes the one that is logged in or in the environment.
         endpoint: Address of the Hub; None for the usual one.
 
     Raises:
-        CheckpointError: If the folder does not load.
+        CheckpointError: If the folder does not load, or is not as it was converted.
         FileNotFoundError: If a file is missing.
-        HubError: If the Hub refuses or does not answer, somebody has edited the card, or something else arrived.
-        ValueError: If the folder has other files, the card is wrong or names no licence, or an argument is wrong.
+        HubError: If the Hub refuses or does not answer, somebody has edited the card, or what arrived fails a check.
+        ValueError: If the folder has other files, the card is wrong or names no licence, the weights may not be
+            passed on, or an argument is wrong.
     """
     if create_pr and revision not in (None, MAIN):
         raise ValueError(f'create_pr is for the branch {MAIN}, got revision {revision!r}; leave one of them out.')
-    if not REPO_ID.fullmatch(repo_id):
-        raise ValueError(f'repo_id must be owner/name, got {shown(repo_id)}.')
-    files = _check_local(Path(folder))
+    check_repo_id(repo_id)
+    folder = Path(folder)
+    files, architecture = _check_local(folder)
     client = HubClient(token, endpoint)
-    is_new = not _exists(client, repo_id)
+    is_new = not client.ask(client.api.repo_exists, repo_id)
     if is_new:
         if dry_run:
-            return Push(repo_id, tuple(sorted(files)), None, _url(client, repo_id), is_new=True)
+            return Push(repo_id, tuple(sorted(files)), None, client.url(repo_id), is_new=True)
         if create_pr:
             raise HubError(f'there is no repository {repo_id} to propose a change to; push without a pull request.')
         client.ask(client.api.create_repo, repo_id, private=private, exist_ok=True)
     elif private and not client.ask(client.api.repo_info, repo_id).private:
         raise HubError(f'{repo_id} is there and public; make it private in its settings, or choose another name.')
-    title = f'Upload {_architecture(files)} with timm-miil'
+    title = f'Upload {architecture} with timm-miil'
     branch, pull_request = revision or MAIN, ''
     if create_pr and (found := _open_pull(client, repo_id, title)):
-        branch, pull_request, create_pr = f'refs/pr/{found}', f'{_url(client, repo_id)}/discussions/{found}', False
+        branch, pull_request, create_pr = f'refs/pr/{found}', f'{client.url(repo_id)}/discussions/{found}', False
 
     sent: tuple[str, ...] = ()
     for wait in (*WAITS, None):
@@ -128,23 +123,29 @@ def push_folder(
         except Exception as error:
             # The commit may have landed, or another one come between: the next round looks at what is there.
             if wait is None or not (is_passing(error) or status_of(error) == 412):
-                raise explained(error) from error
+                raise client.explained(error) from client.told(error)
             pause(error, wait)
             if create_pr and (found := _open_pull(client, repo_id, title)):
                 branch, create_pr = f'refs/pr/{found}', False
-                pull_request = f'{_url(client, repo_id)}/discussions/{found}'
+                pull_request = f'{client.url(repo_id)}/discussions/{found}'
         else:
             commit, changed = made.oid, {}
             pull_request = made.pr_url or pull_request
             break
     if commit is not None and sent and verify:
-        _check_arrived(client, repo_id, commit, files)
-    where = f'{_url(client, repo_id)}/tree/{commit or branch}'
+        _check_arrived(repo_id, commit, folder, token, endpoint)
+    where = f'{client.url(repo_id)}/tree/{commit or branch}'
     return Push(repo_id, sent or tuple(sorted(changed)), commit, where, pull_request, is_new)
 
 
-def _check_local(folder: Path) -> Mapping[str, _File]:
-    """The folder's files, if they are a model that may be published."""
+def check_repo_id(repo_id: str) -> None:
+    """Raise ValueError unless it is 'owner/name' in the characters that the Hub takes."""
+    if not REPO_ID.fullmatch(repo_id) or '..' in repo_id or '--' in repo_id or len(repo_id) > 192:
+        raise ValueError(f'repo_id must be owner/name, got {shown(repo_id)}.')
+
+
+def _check_local(folder: Path) -> tuple[Mapping[str, LocalFile], str]:
+    """The folder's files and its architecture, if they are a model that may be published."""
     if not folder.is_dir():
         raise FileNotFoundError(f'the folder of a model must be given, got {str(folder)!r}, which is none.')
     there = {path.name: path for path in folder.iterdir()}
@@ -155,34 +156,21 @@ def _check_local(folder: Path) -> Mapping[str, _File]:
     card = there[CARD_FILE].read_text(encoding='utf-8')
     check_card(card)
     try:
+        config: dict[str, Any] = json.loads(there['config.json'].read_text(encoding='utf-8'))
         with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
-            create_model(f'local-dir:{folder}', pretrained=True)
+            model = create_model(f'local-dir:{folder}', pretrained=True)
     except Exception as error:
         raise CheckpointError(f'{folder} does not load: {error}') from error
-    return {name: _read(path) for name, path in there.items()}
-
-
-def _read(path: Path) -> _File:
-    size = path.stat().st_size
-    sha256, git = hashlib.sha256(), hashlib.sha1(b'blob %d\0' % size)
-    with open(path, 'rb') as file:
-        while block := file.read(BLOCK):
-            sha256.update(block)
-            git.update(block)
-    return _File(path, size, sha256.hexdigest(), git.hexdigest())
-
-
-def _architecture(files: Mapping[str, _File]) -> str:
-    config: dict[str, Any] = json.loads(files['config.json'].path.read_text(encoding='utf-8'))
-    return str(config['architecture'])
-
-
-def _exists(client: HubClient, repo_id: str) -> bool:
-    return bool(client.ask(client.api.repo_exists, repo_id))
-
-
-def _url(client: HubClient, repo_id: str) -> str:
-    return f'{client.api.endpoint}/{repo_id}'
+    check_may_go(card, config)
+    files = {name: read_file(path) for name, path in there.items()}
+    if isinstance(conversion := config.get('conversion'), dict):
+        try:
+            if conversion.get('weights_sha256') != files['model.safetensors'].sha256:
+                raise HubError('model.safetensors is another one.')
+            check_probe(model, conversion.get('probe'))
+        except HubError as error:
+            raise CheckpointError(f'{folder} is not as it was converted: {error} Convert it again.') from error
+    return files, str(config['architecture'])
 
 
 def _open_pull(client: HubClient, repo_id: str, title: str) -> int:
@@ -194,17 +182,11 @@ def _open_pull(client: HubClient, repo_id: str, title: str) -> int:
         pull.num for pull in found if pull.is_pull_request and (pull.title, pull.author) == (title, user)), default=0)
 
 
-def _changed(client: HubClient, repo_id: str, revision: str, files: Mapping[str, _File]) -> dict[str, _File]:
+def _changed(client: HubClient, repo_id: str, revision: str, files: Mapping[str, LocalFile]) -> dict[str, LocalFile]:
     """The files that are not on the Hub as they are here."""
     remote: dict[str, Any] = {
         info.path: info for info in client.ask(client.api.get_paths_info, repo_id, list(files), revision=revision)}
-    return {name: file for name, file in files.items() if not _is_same(file, remote.get(name))}
-
-
-def _is_same(file: _File, remote: Any) -> bool:
-    if remote is None:
-        return False
-    return bool(remote.lfs.sha256 == file.sha256 if remote.lfs else remote.blob_id == file.git_oid)
+    return differing(files, remote)
 
 
 def _check_card_is_ours(client: HubClient, repo_id: str, revision: str) -> None:
@@ -219,16 +201,10 @@ def _check_card_is_ours(client: HubClient, repo_id: str, revision: str) -> None:
                 f'sent.')
 
 
-def _check_arrived(client: HubClient, repo_id: str, commit: str, files: Mapping[str, _File]) -> None:
-    """Raise HubError unless what the commit has, downloaded anew, is what is here."""
-    wrong = sorted(_changed(client, repo_id, commit, files))
-    with tempfile.TemporaryDirectory() as cache:
-        for name, file in files.items():
-            if name not in wrong:
-                path = client.ask(client.api.hf_hub_download, repo_id, name, revision=commit, cache_dir=cache)
-                if _read(Path(path)).sha256 != file.sha256:
-                    wrong.append(name)
-    if wrong:
+def _check_arrived(repo_id: str, commit: str, folder: Path, token: str | None, endpoint: str | None) -> None:
+    """Raise HubError unless what the commit has, downloaded anew, is what is here and passes every check."""
+    found = verify_repo(repo_id, revision=commit, folder=folder, token=token, endpoint=endpoint)
+    if not found.passed:
+        wrong = '; '.join(f'{check.name}: {check.words}' for check in found.checks if check.passed is False)
         raise HubError(
-            f'{repo_id} has at {commit} another {", ".join(sorted(wrong))} than was sent; push again, and tell whoever '
-            f'runs the server.')
+            f'{repo_id} is at {commit} not what was sent ({wrong}); push again, and tell whoever runs the server.')
