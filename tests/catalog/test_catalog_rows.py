@@ -127,7 +127,8 @@ def kept_as_a_fact(remark: str, entry: catalog.Weights) -> bool | None:
 
 
 def words(text: str) -> set[str]:
-    return set(re.findall(r"[^\s,;:()]+", text))
+    """The words of remarks and of sentences made of them, however they are capitalised, quoted or ended."""
+    return {word.strip('.`').lower() for word in re.findall(r"[^\s,;:()]+", text)}
 
 
 @pytest.mark.parametrize('url', ROWS)
