@@ -5,6 +5,8 @@ from timm.models import get_model_input_config  # public since 1.0.31
 from timm.models._builder import pretrained_cfg_for_features
 from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
+# timm's rule for the `indices` of forward_intermediates.
+from timm.models._features import feature_take_indices
 # Which of a configuration's sources is read is decided here alone.
 from timm.models._builder import _resolve_pretrained_source as resolve_pretrained_source
 # `save_for_hf` writes weights too, without metadata and not whole or not at all.
@@ -17,9 +19,9 @@ from timm.models._manipulate import reinit_non_persistent_buffers
 from timm.models._registry import _model_has_pretrained, _model_pretrained_cfgs, _model_with_tags
 
 __all__ = [
-    'SqueezeExcite', 'add_pretrained_cfg', 'decode_arch_def', 'get_model_input_config', 'pretrained_cfg_for_features',
-    'reinit_non_persistent_buffers', 'resolve_pretrained_source', 'round_channels', 'save_config_for_hf',
-    'update_model_args', 'update_model_input_size',
+    'SqueezeExcite', 'add_pretrained_cfg', 'decode_arch_def', 'feature_take_indices', 'get_model_input_config',
+    'pretrained_cfg_for_features', 'reinit_non_persistent_buffers', 'resolve_pretrained_source', 'round_channels',
+    'save_config_for_hf', 'update_model_args', 'update_model_input_size',
 ]
 
 

@@ -7,7 +7,7 @@ from timm.models import create_model, get_pretrained_cfg, is_model
 from torch import Tensor
 
 from timm_miil._errors import CheckpointError
-from timm_miil.models import miil_mobilenet
+from timm_miil.models import miil_levit, miil_mobilenet
 from timm_miil.models._fit import class_count, fill_counters
 from timm_miil.models._loading import check_fit
 
@@ -33,7 +33,7 @@ def identify(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:
     _refuse_what_timm_cannot_hold(tensors)
     if any(key.startswith('backbone.') for key in tensors):
         return _own(tensors, architecture)
-    tensors = miil_mobilenet.to_timm_names(tensors)
+    tensors = miil_levit.to_timm_names(miil_mobilenet.to_timm_names(tensors))
     for markers, family in FAMILIES:
         if any(marker in tensors for marker in markers):
             return family(tensors, architecture)
@@ -195,6 +195,21 @@ def _own(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:
         f'model folder, whose config.json does, or name the architecture (got {architecture!r}).')
 
 
+# ---- LeViT
+
+LEVIT_384 = dict(
+    embed_dim=[384, 512, 768], depth=[4, 4, 4], num_heads=[6, 9, 12], key_dim=32, attn_ratio=[2, 2, 2],
+    mlp_ratio=[2, 2, 2])
+
+
+def _levit(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:
+    args = miil_levit.read_levit_sizes(tensors)
+    if LEVIT_384.items() <= args.items():  # timm's is distilled unless told otherwise
+        args = {'distilled': False} | {name: value for name, value in args.items() if name not in LEVIT_384}
+        return Found('levit_384', args, class_count(tensors, 'head.linear'))
+    return Found('miil_levit_768', args, class_count(tensors, 'head.linear'))
+
+
 # ---- networks whose layout is timm's: the first that fits
 
 HARDCORE = tuple(f'hardcorenas_{letter}' for letter in 'abcdef')
@@ -239,6 +254,7 @@ def _misfit(tensors: Mapping[str, Tensor], found: Found) -> tuple[int, Checkpoin
 Family = Callable[[Mapping[str, Tensor], str | None], Found]
 FAMILIES: tuple[tuple[tuple[str, ...], Family], ...] = (
     (TRESNET_MARKERS, _tresnet),
+    ((miil_levit.STEM,), _levit),
     (('conv_stem.weight',), _one_of(*HARDCORE, *BINAS, 'mobilenetv3_large_100', 'miil_ofa_595m')),
     (('conv1.weight',), _one_of('resnet50', 'miil_resnet32x4', 'miil_resnet8x4')),
     (('stem.proj.weight',), _one_of('mixer_b16_224')),

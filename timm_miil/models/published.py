@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from timm.models import MobileNetV3, TResNet, create_model
+from timm.models import Levit, MobileNetV3, TResNet, create_model
 from torch import Tensor, nn
 
-from timm_miil.models import _identify, miil_mobilenet, miil_tresnet, mldecoder, mldecoder_zero_shot
+from timm_miil.models import _identify, miil_levit, miil_mobilenet, miil_tresnet, mldecoder, mldecoder_zero_shot
 from timm_miil.models._fit import fill_counters
 from timm_miil.models._loading import check_fit, unwrap
 
@@ -108,5 +108,6 @@ CONVERTERS: tuple[tuple[type[nn.Module], Converter], ...] = (
     (mldecoder.MLDecoderClassifier, mldecoder.checkpoint_filter_fn),
     (mldecoder_zero_shot.ZeroShotClassifier, mldecoder_zero_shot.checkpoint_filter_fn),
     (TResNet, miil_tresnet.to_timm_names),
+    (Levit, lambda tensors, _: miil_levit.to_timm_names(tensors)),
     (MobileNetV3, lambda tensors, _: miil_mobilenet.to_timm_names(tensors)),
 )
