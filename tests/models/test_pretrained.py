@@ -22,7 +22,8 @@ QUERIES, GROUP_FC = 'head.query_embed', 'head.group_fc.weight'
 def published(tmp_path_factory, mldecoder_m_weights):
     """The file as the authors publish it: a dictionary with the tensors under 'model'."""
     path = tmp_path_factory.mktemp('published') / 'tresnet_m_COCO_224_84_2.pth'
-    torch.save({'model': mldecoder_m_weights, 'num_classes': 80, 'idx_to_class': {0: 'person'}}, path)
+    names = dict(enumerate(catalog.label_set('coco_80').labels))
+    torch.save({'model': mldecoder_m_weights, 'num_classes': 80, 'idx_to_class': names}, path)
     return path
 
 
@@ -30,6 +31,10 @@ def from_url(server, path, cache_dir, **kwargs):
     (server.folder / path.name).write_bytes(path.read_bytes())
     overlay = dict(url=server.url(path.name), hf_hub_id=None)
     return timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs)
+
+
+def kept(cache_dir):
+    return [path for path in cache_dir.rglob('*') if path.is_file() and path.suffix != '.lock']
 
 
 def test_downloaded_weights_give_the_original_logits(server, published, mldecoder_m, tmp_path):
@@ -149,11 +154,11 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
 
 def test_a_foreign_checkpoint_is_refused_and_not_kept(server, tmp_path):
     torch.save(timm.create_model('resnet10t').state_dict(), server.folder / 'resnet.pth')
-    with pytest.raises(CheckpointError, match='not of an original TResNet'):
+    with pytest.raises(CheckpointError, match=f'{NAME}: http://.*/resnet.pth: the file is .*; known are tresnet_m '):
         timm.create_model(
             NAME, pretrained=True, cache_dir=tmp_path / 'cache',
             pretrained_cfg_overlay=dict(url=server.url('resnet.pth'), hf_hub_id=None))
-    assert not list((tmp_path / 'cache').iterdir())
+    assert kept(tmp_path / 'cache') == []
 
 
 def test_a_good_file_in_the_cache_survives_a_wrong_request(server, published, tmp_path):
@@ -161,7 +166,8 @@ def test_a_good_file_in_the_cache_survives_a_wrong_request(server, published, tm
     words = r'does not fit MLDecoderClassifier; 17 of another shape: head.query_embed is .80, 768. instead of .7, 384.'
     with pytest.raises(CheckpointError, match=words):
         from_url(server, published, tmp_path / 'cache', embed_dim=384, num_groups=7)
-    assert [path.name for path in (tmp_path / 'cache').iterdir()] == [published.name]
+    assert [path.suffix for path in kept(tmp_path / 'cache')] == ['.safetensors']
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize('change, words', [

@@ -1,7 +1,6 @@
 """A timm model by name, and what it says about its own output: activation, calibration and label names."""
 import dataclasses
 import itertools
-import json
 import os
 import re
 from collections import Counter
@@ -10,15 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from huggingface_hub import hf_hub_download
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models import create_model, is_model, is_model_pretrained, list_models, parse_model_name
+from timm.models import is_model, is_model_pretrained, list_models, parse_model_name
 from torch import Tensor, nn
 
 from timm_miil import catalog
 from timm_miil._checks import check_class_settings, cut, nearest, shown
 from timm_miil._errors import PredictionError
 from timm_miil.heads.text import note_equal
+from timm_miil.models import loading
+from timm_miil.models.saved_config import CONFIG_FILE, read_config
 
 __all__ = [
     'ACTIVATIONS', 'DEFAULT_ZERO_SHOT_MODEL', 'Activation', 'OutputConfig', 'check_label_names', 'default_activation',
@@ -28,7 +28,6 @@ __all__ = [
 Activation = Literal['sigmoid', 'softmax']
 
 ACTIVATIONS: tuple[Activation, ...] = ('sigmoid', 'softmax')
-CONFIG_FILE = 'config.json'
 DEFAULT_ZERO_SHOT_MODEL = 'mldecoder_zero_shot_scenes'
 
 # Fields at the top of config.json that name the activation, the first one present counts. The second is known
@@ -36,13 +35,6 @@ DEFAULT_ZERO_SHOT_MODEL = 'mldecoder_zero_shot_scenes'
 _CONFIG_KEYS: dict[str, dict[str, Activation]] = {
     'activation': {'sigmoid': 'sigmoid', 'softmax': 'softmax'},
     'problem_type': {'multi_label_classification': 'sigmoid', 'single_label_classification': 'softmax'},
-}
-# What timm takes as it stands in config.json; only the first must be there.
-_CONFIG_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    'architecture': (str, 'a string'),
-    'num_classes': ((int, type(None)), 'an int'),
-    'model_args': (dict, 'an object'),
-    'pretrained_cfg': (dict, 'an object'),
 }
 METRIC_ACTIVATIONS: dict[str, Activation] = {
     'mAP': 'sigmoid', 'unseen_mAP': 'sigmoid', 'top1': 'softmax', 'semantic_top1': 'softmax'}
@@ -69,11 +61,11 @@ class OutputConfig:
 
 
 def load_model(name: str) -> tuple[nn.Module, OutputConfig]:
-    """Load a model with its weights, by timm's own loading.
+    """Load a model with its weights, see `timm_miil.models.load_model`.
 
-    A folder or Hub repository is not trusted. timm reads safetensors, or pickles with `weights_only=True`, and takes
-    no path out of the configuration. Refused here are a folder whose files are links to elsewhere, and a
-    configuration that leaves the classifier untrained.
+    A folder or Hub repository is not trusted. Read are safetensors, or pickles with `weights_only=True`; refused are a
+    folder whose files are links to elsewhere, a configuration that names other files, and one that leaves the
+    classifier untrained.
 
     Args:
         name: A registered model ('resnet18', 'resnet18.a1_in1k'), a Hub repository
@@ -88,9 +80,9 @@ def load_model(name: str) -> tuple[nn.Module, OutputConfig]:
     """
     source, where = parse_model_name(_with_source(name))
     try:
-        config = _load_config(source, where)
+        config = read_config(source, where)
         activation = _config_activation(config)  # before a long download
-        model = create_model(f'{source}:{where}' if source else where, pretrained=True)
+        model = loading.load_model(f'{source}:{where}' if source else where)
     except Exception as error:  # timm and the Hub's client raise whatever a damaged file or a broken line leads to
         words = ' '.join(str(error).split()) or type(error).__name__
         inner = Path(where) / 'model'
@@ -236,50 +228,6 @@ def _check_registered(name: str) -> str:
         raise PredictionError(
             f'{name!r} has no published weights to tag with; train it and give its folder, or choose another.')
     return name
-
-
-def _load_config(source: str | None, where: str) -> dict[str, Any]:
-    match source:
-        case 'local-dir':
-            _check_links(Path(where))
-            path = Path(where, CONFIG_FILE)
-        case 'hf-hub':
-            repository, _, revision = where.partition('@')
-            path = Path(hf_hub_download(repository, CONFIG_FILE, revision=revision or None))
-        case _:
-            return {}
-    try:
-        config = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and nesting without end
-        raise ValueError(f'{CONFIG_FILE} is not valid JSON: {error}.') from error
-    if not isinstance(config, dict):
-        raise ValueError(f'{CONFIG_FILE} must hold an object, got {type(config).__name__}.')
-    _check_config(config)
-    return config
-
-
-def _check_links(folder: Path) -> None:
-    """Refuse files that lie elsewhere: an archive from anyone may hold links to anything."""
-    homes = [folder.resolve()]
-    if homes[0].parent.name == 'snapshots':  # the Hub's cache links <repo>/snapshots/<revision>/* to <repo>/blobs
-        homes.append(homes[0].parents[1] / 'blobs')
-    for path in folder.iterdir():
-        if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
-            raise ValueError(f'{path.name} is a link out of the folder; put the file itself there.')
-
-
-def _check_config(config: Mapping[str, Any]) -> None:
-    """Refuse values that timm would fail on without a word of where they stand."""
-    for key, (kind, words) in _CONFIG_KINDS.items():
-        value = config.get(key)
-        is_wrong = not isinstance(value, kind) or isinstance(value, bool)
-        if is_wrong and (key in config or key == 'architecture'):
-            raise TypeError(f'{key} in {CONFIG_FILE} must be {words}, got {shown(value)}.')
-    size = config.get('pretrained_cfg', config).get('input_size')
-    if size is not None and not (
-            isinstance(size, list) and len(size) == 3 and all(isinstance(side, int) and side > 0 for side in size)):
-        raise ValueError(
-            f'input_size in {CONFIG_FILE} must be [channels, height, width] in whole numbers, got {shown(size)}.')
 
 
 def _config_activation(config: Mapping[str, Any]) -> Activation | None:

@@ -14,11 +14,11 @@ from timm_miil._errors import PredictionError
 from timm_miil.data import ImageStream, LabelledImages
 from timm_miil.inference._measure import ReliabilitySum, expected_error, probs_in_parts
 from timm_miil.inference.calibrate import Calibration, calibrate
-from timm_miil.inference.load import CONFIG_FILE
 from timm_miil.inference.predict import BATCH_SIZE, Tagger
 from timm_miil.inference.validate import Validation, validate_tagger
 from timm_miil.metrics import fit_temperatures
 from timm_miil.metrics.thresholds import Objective
+from timm_miil.models.saved_config import CONFIG_FILE
 
 __all__ = ['Tuning', 'tune_folder']
 

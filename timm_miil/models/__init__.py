@@ -1,11 +1,15 @@
 """Networks; importing this registers them with timm."""
 from timm_miil.models import (
     miil_levit, miil_mobilenet, miil_resnet_cifar, miil_tresnet, mldecoder, mldecoder_zero_shot, multilabel_classifier)
+from timm_miil.models._tags import register_tags
+from timm_miil.models.loading import load_model
 from timm_miil.models.mldecoder import MLDecoderClassifier
 from timm_miil.models.mldecoder_zero_shot import ZeroShotClassifier
 from timm_miil.models.multilabel_classifier import MultiLabelClassifier
 
 __all__ = [
-    'MLDecoderClassifier', 'MultiLabelClassifier', 'ZeroShotClassifier', 'miil_levit', 'miil_mobilenet',
+    'MLDecoderClassifier', 'MultiLabelClassifier', 'ZeroShotClassifier', 'load_model', 'miil_levit', 'miil_mobilenet',
     'miil_resnet_cifar', 'miil_tresnet', 'mldecoder', 'mldecoder_zero_shot', 'multilabel_classifier',
 ]
+
+register_tags()

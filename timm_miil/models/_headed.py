@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from timm_miil._checks import nearest
 from timm_miil.heads import BackboneWithHead
 from timm_miil.models._loading import check_fit, explain_checkpoint_errors
+from timm_miil.models._pretrained_file import keep_in
 
 __all__ = ['HeadedClassifier', 'backbone_facts', 'create_headed', 'fit_checkpoint', 'with_backbone_facts']
 
@@ -170,6 +171,7 @@ def create_headed(
         CheckpointError: If the weights cannot be read or do not fit.
     """
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    kwargs = keep_in(cfg, kwargs)
     if pretrained:
         kwargs['pretrained_backbone'] = False
     with explain_checkpoint_errors(cfg.to_dict() if pretrained else {}, kwargs.get('cache_dir')):

@@ -13,6 +13,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from timm_miil._errors import CheckpointError
+from timm_miil.models._pretrained_file import PublishedFile
 
 __all__ = ['check_fit', 'explain_checkpoint_errors', 'unwrap']
 
@@ -70,10 +71,14 @@ def explain_checkpoint_errors(pretrained_cfg: Mapping[str, Any], cache_dir: str 
     the next try starts anew.
 
     Args:
-        pretrained_cfg: timm's configuration; its `file` or `url` is the source, in this order.
+        pretrained_cfg: timm's configuration; its `file` or `url` is the source, in this order. A file that is made when
+            it is opened explains itself.
         cache_dir: Where downloads are kept; None for torch.hub's folder.
     """
     file, url = pretrained_cfg.get('file'), pretrained_cfg.get('url')
+    if isinstance(file, PublishedFile):
+        yield
+        return
     if file:
         path, source = Path(file), str(file)
         path = path / 'model.safetensors' if path.is_dir() else path  # a folder, as `local-dir:` names
