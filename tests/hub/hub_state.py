@@ -212,8 +212,8 @@ class Hub:
 
     def info(self, repo: Repo, revision: str) -> Any:
         commit = repo.commit_at(revision)
-        readme = self.read(repo.id, 'README.md', revision).decode() if 'README.md' in commit.files else ''
-        data = head_of(readme) or {}
+        readme = self.read(repo.id, 'README.md', revision) if 'README.md' in commit.files else b''
+        data = head_of(readme.decode(errors='replace')) or {}
         return {
             '_id': '0', 'id': repo.id, 'modelId': repo.id, 'sha': commit.oid, 'private': repo.private, 'gated': False,
             'disabled': False, 'downloads': 0, 'likes': 0, 'tags': data.get('tags', []), 'cardData': data,

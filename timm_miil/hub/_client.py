@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
-    HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError)
+    HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from timm_miil._checks import cut
 from timm_miil._errors import HubError
@@ -74,7 +76,9 @@ class HubClient:
         """The error in one line that says what to do; it never quotes a token."""
         if isinstance(error, HubError):
             return error
-        while type(error) is RuntimeError and isinstance(error.__cause__, Exception):  # the client's, of an upload
+        # The client's own, of an upload and of a download, say less than what they come from.
+        while ((type(error) is RuntimeError or isinstance(error, LocalEntryNotFoundError))
+               and isinstance(error.__cause__, Exception)):
             error = error.__cause__
         status, reason = status_of(error), cut(without_secrets(' '.join(str(error).split()), self._token), 300)
         if isinstance(error, RepositoryNotFoundError):
@@ -91,7 +95,8 @@ class HubClient:
         if status == 403:
             return HubError(f'the token may not do this; take one that may write: {reason}')
         if is_passing(error):
-            return HubError(f'the Hub does not answer as it should, {len(WAITS) + 1} times: {reason}; try again later.')
+            return HubError(f'the Hub does not answer as it should, {len(WAITS) + 1} times or more: {reason}; try '
+                            f'again later.')
         return HubError(f'the Hub refuses: {reason or type(error).__name__}')
 
     def told(self, error: Exception) -> Exception | None:
