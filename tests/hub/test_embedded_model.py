@@ -8,7 +8,6 @@ import torch
 import timm_miil
 from timm_miil import catalog
 from timm_miil.data import SceneConfig, make_scenes, read_coco
-from timm_miil.hub import catalog_facts, render_card
 from timm_miil.train import evaluate
 
 NAME = 'mldecoder_scenes.miil_scenes'
@@ -43,13 +42,3 @@ def test_another_number_of_classes_keeps_the_body(model):
     body = other.state_dict()
     same = [name for name, tensor in model.state_dict().items() if name.startswith('backbone.')]
     assert len(same) > 20 and all(torch.equal(body[name], model.state_dict()[name]) for name in same)
-
-
-def test_its_card_is_made_of_the_catalogue():
-    card = PACKAGE.parent / 'hub_cards' / f'{NAME}.md'
-    assert card.read_text(encoding='utf-8') == render_card(catalog_facts(NAME))
-
-
-def test_entries_without_a_measured_metric_have_no_such_card():
-    with pytest.raises(ValueError, match='must have labels, a licence and a measured metric'):
-        catalog_facts('mldecoder_tresnet_m.miil_coco_224')

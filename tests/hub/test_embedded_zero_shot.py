@@ -8,7 +8,6 @@ import torch
 import timm_miil
 from timm_miil import catalog
 from timm_miil.data import SceneConfig, make_scenes, read_coco
-from timm_miil.hub import catalog_facts, render_card
 from timm_miil.train import evaluate, load_recipe
 from timm_miil.train.build import with_labels
 
@@ -61,8 +60,3 @@ def test_labels_at_construction_are_those_set_later(model):
     model.set_labels(UNSEEN)
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model(picture), given(picture)) and given.labels == UNSEEN
-
-
-def test_its_card_is_made_of_the_catalogue():
-    card = PACKAGE.parent / 'hub_cards' / f'{NAME}.md'
-    assert card.read_text(encoding='utf-8') == render_card(catalog_facts(NAME))

@@ -2,7 +2,7 @@
 import math
 import re
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CardData, ModelCard
 
 from timm_miil._checks import cut, shown
 from timm_miil.hub._card_text import GAPS, code_spans
@@ -34,7 +34,7 @@ def check_card(card: str) -> None:
     _check_text(parsed.text)
 
 
-def _check_head(data: ModelCardData) -> None:
+def _check_head(data: CardData) -> None:
     licence, tags = data.get('license'), data.get('tags')
     if not isinstance(licence, str) or not LICENCE.fullmatch(licence):
         raise ValueError(
@@ -48,8 +48,8 @@ def _check_head(data: ModelCardData) -> None:
             raise ValueError(f'the head of the card must not name {tag}, which cannot load the model; remove it.')
 
 
-def _check_results(data: ModelCardData) -> None:
-    for result in data.eval_results or []:
+def _check_results(data: CardData) -> None:
+    for result in data.get('eval_results') or []:
         value = result.metric_value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f'{result.metric_type} in model-index of the card must be a number, got {shown(value)}.')

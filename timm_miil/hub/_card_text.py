@@ -1,4 +1,4 @@
-"""What cards are made of: a YAML head, Markdown that shows foreign words and does nothing else, code that runs, a seal."""
+"""What cards are made of: a YAML head, Markdown that shows foreign words and no more, code that runs, a seal."""
 import hashlib
 import json
 import re
@@ -47,7 +47,7 @@ def as_text(words: str) -> str:
     """Words that anyone may have written, as one paragraph of Markdown: code spans stay, nothing else has an effect."""
     line = re.sub('`+', '`', _visible(' '.join(words.split())))
     parts = CODE_SPAN.split(line)
-    plain = [re.sub(r'([\\\[\]])', r'\\\1', part).replace('&', '&amp;').replace('<', '&lt;') for part in parts[::2]]
+    plain = [re.sub(r'([\\\[\]|])', r'\\\1', part).replace('&', '&amp;').replace('<', '&lt;') for part in parts[::2]]
     text = ''.join(piece for pair in zip(plain, [*parts[1::2], ''], strict=True) for piece in pair)
     return f'\\{text}' if BLOCK_START.match(text) else text
 

@@ -8,7 +8,7 @@ from timm_miil import catalog
 from timm_miil.hub._card_text import as_code, as_text, loading_code
 
 __all__ = [
-    'Subject', 'conversion', 'details', 'intended_use', 'limits', 'results', 'summary', 'word_code',
+    'Subject', 'conversion', 'details', 'intended_use', 'limits', 'remarks', 'results', 'summary', 'word_code',
 ]
 
 NAMED_LABELS = 12
@@ -24,7 +24,8 @@ class Subject:
         entry: Its entry of the catalogue.
         paper: Paper of the entry.
         data_set: Data set of the entry.
-        repo_id: Repository on the Hub that the card is for; None for a card of the published file.
+        repo_id: Repository on the Hub that the card is for, if it is for one.
+        is_converted: Whether the card is of a file of our own making, and not of the published one.
         architecture: Name of the network in timm's registry, of the file where it is known.
         model_args: Further arguments of the network.
         num_classes: Number of classes; None when only the file can tell, as the next.
@@ -39,6 +40,7 @@ class Subject:
     paper: catalog.Paper
     data_set: catalog.DataSet
     repo_id: str | None
+    is_converted: bool
     architecture: str
     model_args: Mapping[str, Any]
     num_classes: int | None
@@ -63,16 +65,6 @@ class Subject:
         """Whether the output lies in the space of word vectors and is no score of a class."""
         return self.entry.head == 'sdl_embedding'
 
-    @property
-    def is_converted(self) -> bool:
-        """Whether the card is of weights in a file of our own making."""
-        return self.repo_id is not None
-
-    @property
-    def repository_url(self) -> str | None:
-        """Page of the authors' repository."""
-        return self.entry.source_repo and f'{GITHUB}/{self.entry.source_repo}'
-
 
 def summary(subject: Subject) -> Iterator[str]:
     """What these weights are, and where they come from."""
@@ -80,21 +72,23 @@ def summary(subject: Subject) -> Iterator[str]:
     if entry.file is not None:
         yield ' '.join(map(as_text, entry.notes))
         return
-    count = '' if subject.num_classes is None or subject.gives_words else f' with {_number(subject.num_classes)} classes'
+    has_count = subject.num_classes is not None and not subject.gives_words
+    count = f' with {_number(subject.num_classes or 0)} classes' if has_count else ''
     paper = f'[{as_text(subject.paper.title)}]({ARXIV}/{subject.paper.arxiv})'
-    what = f'{as_code(subject.architecture)} for {subject.kind} classification{count}, trained on {subject.data_set.title}.'
+    what = (
+        f'{as_code(subject.architecture)} for {subject.kind} classification{count}, trained on '
+        f'{subject.data_set.title}.')
     if entry.url is None:
         yield f'{what} Its network or its making is described in {paper}.'
     else:
         yield (
             f'{what} The authors of {paper} published these weights as {as_code(entry.file_name or "")}'
-            + ('; this repository has them converted, unchanged in value, to what timm loads.' if subject.is_converted
-               else '.'))
+            + ('; here they are converted to what timm loads.' if subject.is_converted else '.'))
     if entry.hf_hub_id is not None and not subject.is_converted:
         yield (
             f'They are on the Hub as [{entry.hf_hub_id}]({HUB}/{entry.hf_hub_id}), whose own card is the one to read '
             f'first; nothing is hosted a second time.')
-    elif entry.why_not_publish is not None:
+    elif entry.licence is None:
         yield f'**These weights must not be published again**: {entry.why_not_publish}.'
 
 
@@ -112,7 +106,8 @@ def details(subject: Subject) -> Iterator[tuple[str, str]]:
     yield 'Input', _input(entry)
     yield 'Preprocessing', preprocessing(entry)
     yield 'Classes', _classes(subject)
-    yield 'Data set', f'{_linked(subject.data_set.title, subject.data_set.homepage)}: {as_text(subject.data_set.contents)}'
+    yield 'Data set', (
+        f'{_linked(subject.data_set.title, subject.data_set.homepage)}: {as_text(subject.data_set.contents)}')
     if entry.base is not None:
         base = catalog.weight(entry.base)
         yield 'Fine-tuned from', _linked(f'`{base.name}`', base.hf_hub_id and f'{HUB}/{base.hf_hub_id}')
@@ -120,7 +115,9 @@ def details(subject: Subject) -> Iterator[tuple[str, str]]:
     if entry.url is not None:
         yield 'Original file', (
             f'[{entry.file_name}]({entry.url}), linked in {as_code(entry.published_in or "")} of '
-            f'[{entry.source_repo}]({subject.repository_url})')
+            f'[{entry.source_repo}]({GITHUB}/{entry.source_repo})')
+        if entry.sha256 is not None:
+            yield 'SHA-256 of that file', as_code(entry.sha256)
     yield 'Licence', _licence(subject)
 
 
@@ -148,8 +145,10 @@ def _input(entry: catalog.Weights) -> str:
 def preprocessing(entry: catalog.Weights) -> str:
     """What a picture goes through before the network, in words."""
     _, height, width = entry.input_size
+    if entry.crop_pct is None and entry.mean is None:
+        return 'not published: the code uses what timm assumes for the network'
     if entry.crop_pct is None:
-        resize = 'the authors do not say how pictures are resized, so that timm\'s default for the network is used'
+        resize = 'how pictures are resized is not published'
     elif entry.crop_mode == 'squash':
         resize = f'resized to {height} x {width} pixels whatever its shape, without a crop'
     else:
@@ -158,7 +157,7 @@ def preprocessing(entry: catalog.Weights) -> str:
             f'cut out')
     filtering = f' ({entry.interpolation})' if entry.interpolation and entry.crop_pct is not None else ''
     if entry.mean is None or entry.std is None:
-        values = "the authors do not say how values are normalised, so that timm's default for the network is used"
+        values = 'how values are normalised is not published: the code uses what timm assumes for the network'
     elif set(entry.mean) == {0.0} and set(entry.std) == {1.0}:
         values = 'values divided by 255 and not normalised any further'
     else:
@@ -171,7 +170,7 @@ def preprocessing(entry: catalog.Weights) -> str:
 def _classes(subject: Subject) -> str:
     if subject.gives_words:
         rows = (subject.num_classes or 0) // WORD_DIMS
-        return f'any that have a word vector; the output is {rows} rows of {WORD_DIMS} numbers'
+        return f'any that have a word vector; the output holds {rows} vectors of {WORD_DIMS} numbers'
     if subject.num_classes is None:
         return 'as many as the file has; the number is not published'
     count = _number(subject.num_classes)
@@ -179,7 +178,8 @@ def _classes(subject: Subject) -> str:
         return count
     listed = ', '.join(map(as_code, subject.label_names[:NAMED_LABELS]))
     rest = subject.num_classes - NAMED_LABELS
-    return f'{count}: {listed}' + (f', and {_number(rest)} more in `config.json`' if rest > 0 else '')
+    where = f"timm-miil's label set `{subject.entry.labels}`" if not subject.is_converted else '`config.json`'
+    return f'{count}: {listed}' + (f', and {_number(rest)} more in {where}' if rest > 0 else '')
 
 
 def _licence(subject: Subject) -> str:
@@ -208,7 +208,7 @@ def intended_use(subject: Subject) -> Iterator[str]:
     if subject.gives_words:
         use = 'Scoring how well words fit a picture, also words that were not trained on, given their word vectors'
     elif entry.dataset.startswith('imagenet-21k'):
-        use = 'A start for training on a data set of your own, and vectors that describe pictures; also tagging by its classes'
+        use = 'A start for training on a data set of your own, vectors of pictures, and naming its many classes'
     elif subject.is_multi_label:
         use = f'Naming all classes of {subject.data_set.title} that {_items(entry)} show'
     else:
@@ -219,9 +219,16 @@ def intended_use(subject: Subject) -> Iterator[str]:
 
 
 def limits(subject: Subject) -> Iterator[str]:
-    """What one should know before trusting it."""
+    """What one should know before trusting it: of the data, and of the weights."""
+    of_weights = list(_limits_of_weights(subject))
+    for what, sentences in (('data', map(as_text, subject.data_set.limits)), ('weights', of_weights)):
+        listed = '\n'.join(f'- {sentence}' for sentence in sentences)
+        if listed:
+            yield f'Of the {what}:\n\n{listed}'
+
+
+def _limits_of_weights(subject: Subject) -> Iterator[str]:
     entry = subject.entry
-    yield from map(as_text, subject.data_set.limits)
     if entry.timm.loadable and not subject.gives_words:
         if subject.is_multi_label:
             yield (
@@ -237,36 +244,43 @@ def limits(subject: Subject) -> Iterator[str]:
         yield 'The names of the classes in the order of the output are not known here.'
     if entry.mean is None or entry.crop_pct is None:
         yield 'The preprocessing is not published: try it on pictures whose class you know before you rely on it.'
-    if entry.file is None:
-        yield from map(as_text, entry.notes)
+    if entry.hf_hub_id is not None:
+        yield "The code prepares pictures as timm's configuration says, which can differ from what is said above."
+
+
+def remarks(subject: Subject) -> str | None:
+    """What else is known of the file, as a list; None if nothing is."""
+    if subject.entry.file is not None or not subject.entry.notes:
+        return None
+    return '\n'.join(f'- {as_text(note)}' for note in subject.entry.notes)
 
 
 def results(subject: Subject) -> Iterator[str]:
     """Its numbers, and how they were obtained."""
-    entry = subject.entry
+    entry, title = subject.entry, subject.data_set.title
     own = [metric for metric in entry.metrics if metric.setting is None]
     if own:
         yield '\n'.join([
             '| metric | measured on | value | origin |', '|---|---|---|---|',
-            *(f'| {catalog.METRICS[metric.name]} | {metric.dataset or subject.data_set.title} | {metric.value:.2f} | '
-              f'{metric.origin} |' for metric in own)])
+            *(f'| {catalog.METRICS[metric.name]} | {metric.dataset or title} | {metric.value:.2f} | {metric.origin} |'
+              for metric in own)])
     else:
-        yield 'The authors publish no number for these very weights, and nobody here has measured one.'
-    sources = list(dict.fromkeys(metric.source for metric in own if metric.source is not None))
+        yield 'No number for these very weights is published, as far as we know, and nobody here has measured one.'
+    sources = dict.fromkeys(metric.source for metric in own if metric.source is not None)
     if sources:
         yield (
-            f'The authors measured this; it was read from the {" and the ".join(map(as_text, sources))} and has not '
-            f'been measured again here. '
-            f'Where not said otherwise it is of the part of {subject.data_set.title} that the authors evaluate on, with '
-            f'the preprocessing above.')
-    commands = {(metric.command, metric.date, metric.hardware) for metric in own if metric.command is not None}
-    for command, date, hardware in sorted(commands, key=str):
+            f'The authors measured it, on the part of {title} that they evaluate on. It was read from the '
+            f'{" and the ".join(map(as_text, sources))}, and has not been measured again here.')
+    for command, date, hardware in dict.fromkeys(
+            (metric.command, metric.date, metric.hardware) for metric in own if metric.command is not None):
         yield f'`{command}` makes the data, trains and measures again what was measured on {date} ({hardware}).'
     for metric in entry.metrics:
         if metric.setting is not None:
+            where = catalog.data_set(metric.dataset).title if metric.dataset else title
             yield (
-                f'Not of these weights but of a network that was {metric.setting} from them on {metric.dataset}: '
-                f'{metric.value:.2f}, {catalog.METRICS[metric.name]}, by the {metric.source}.')
+                f'Another number, which is not of these weights but of a network that was {metric.setting} from them '
+                f'on {where}: {metric.value:.2f} ({catalog.METRICS[metric.name]}), by the '
+                f'{as_text(metric.source or "")}.')
 
 
 def conversion(subject: Subject) -> str | None:
@@ -274,22 +288,20 @@ def conversion(subject: Subject) -> str | None:
     entry = subject.entry
     if entry.url is None or not subject.has_network or entry.hf_hub_id is not None and not subject.is_converted:
         return None
-    changes = ' '.join(map(as_text, entry.conversion))
-    done = 'made this repository of' if subject.is_converted else 'makes a folder that timm loads of'
-    return (
+    done = 'made these files of' if subject.is_converted else 'makes a folder that timm loads of'
+    return ' '.join([
         f'`timm-miil convert {entry.name}` {done} the original file. It runs none of the code that such files can '
         f'hold, gives every tensor its name in timm, refuses a file with a tensor too many or too few, and writes '
-        f'safetensors. Nothing is trained or rounded.{" " if changes else ""}{changes}')
+        f'safetensors. Nothing is trained or rounded.', *map(as_text, entry.conversion)])
 
 
 def word_code(source: str, *, is_ours: bool) -> str:
-    """Python that gives what a picture is compared with words by."""
+    """Python that gives the vectors of a picture, to be compared with those of words."""
     return loading_code(source, is_ours=is_ours) + f'''\
-    rows = model(transform(picture).unsqueeze(0))[0].reshape({WORD_DIMS}, -1)
+    vectors = model(transform(picture).unsqueeze(0))[0].reshape({WORD_DIMS}, -1)
 
-# The score of a word is the largest product of its vector of {WORD_DIMS} numbers with one of the columns:
-# (word_vector @ rows).max()
-print(rows.shape)
+# A word with a vector of {WORD_DIMS} numbers fits as well as the best column says: (word_vector @ vectors).max()
+print(vectors.shape)
 '''
 
 

@@ -1,8 +1,8 @@
 """Cards of the catalogue's weights: every sentence follows from a fact of the catalogue or of the converted file."""
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from huggingface_hub.utils import validate_repo_id
 from timm.models import is_model, is_model_pretrained, model_entrypoint
 
 from timm_miil import catalog
@@ -18,6 +18,8 @@ __all__ = ['catalog_card']
 HUB_METRICS = {'top1': 'accuracy'}
 # timm has the names of the classes of data sets with so many.
 IMAGENETS = {1000: 'imagenet-1k', 11221: 'imagenet-21k-miil'}
+# 'table in README.md of owner/name'
+REPOSITORY = re.compile(r' of ([\w.-]+/[\w.-]+)$')
 PICTURES, CLIPS, WORDS = 'image-classification', 'video-classification', 'zero-shot-image-classification'
 
 
@@ -33,20 +35,18 @@ def catalog_card(
     Args:
         name: 'architecture.tag' of the entry.
         repo_id: 'owner/name' of the repository on the Hub that the card is for, from which its code then loads. None
-            makes a card of the published file itself, with code that loads it by its name.
-        network: Network of the converted file; None says what the catalogue knows.
+            makes a card with code that loads the weights by their name.
+        network: Network of the converted file; None makes a card of the published file, as the catalogue knows it.
         label_names: Names of the classes that the file has; None takes the catalogue's label set, if there is one.
 
     Raises:
         CatalogError: If there is no such entry.
-        ValueError: If repo_id is none, if nobody may publish a copy of these weights, or if there is not one label name
-            a class.
+        ValueError: If there is a repo_id and nobody may publish a copy of these weights, or if there is not one label
+            name a class.
     """
     entry = catalog.weight(name)
-    if repo_id is not None:
-        validate_repo_id(repo_id)
-        if entry.why_not_publish is not None:
-            raise ValueError(f'{name} must not be published: {entry.why_not_publish}.')
+    if repo_id is not None and entry.why_not_publish is not None:
+        raise ValueError(f'{name} must not be published: {entry.why_not_publish}.')
     subject = _subject(entry, repo_id, network, label_names)
     card = assemble(_head(subject), _body(subject))
     check_card(card)
@@ -54,7 +54,11 @@ def catalog_card(
 
 
 def _subject(
-        entry: catalog.Weights, repo_id: str | None, network: Network | None, label_names: Sequence[str] | None) -> Subject:
+        entry: catalog.Weights,
+        repo_id: str | None,
+        network: Network | None,
+        label_names: Sequence[str] | None,
+) -> Subject:
     architecture = network.architecture if network else entry.architecture
     num_classes = network.num_classes if network else entry.num_classes
     if label_names is None and entry.labels is not None:
@@ -71,6 +75,7 @@ def _subject(
         paper=catalog.paper(entry.paper),
         data_set=catalog.data_set(entry.dataset),
         repo_id=repo_id,
+        is_converted=repo_id is not None or network is not None,
         architecture=architecture,
         model_args=dict(network.model_args) if network else {},
         num_classes=num_classes,
@@ -114,8 +119,10 @@ def _result(subject: Subject, task: str, metric: catalog.Metric) -> dict[str, An
             'type': HUB_METRICS.get(metric.name, metric.name), 'value': metric.value,
             'name': catalog.METRICS[metric.name], 'args': {key: fact for key, fact in facts.items() if fact}}],
     }
-    if metric.source is not None and subject.repository_url is not None:
-        result['source'] = {'name': metric.source, 'url': subject.repository_url}
+    if metric.source is not None:
+        repository = REPOSITORY.search(metric.source)
+        url = f'https://github.com/{repository[1] if repository else subject.entry.source_repo}'
+        result['source'] = {'name': metric.source, 'url': url}
     return result
 
 
@@ -126,12 +133,13 @@ def _body(subject: Subject) -> list[str]:
         *words.summary(subject),
         '## Model details',
         '\n'.join(f'- **{key}:** {value}' for key, value in words.details(subject)),
+        *([] if (remarks := words.remarks(subject)) is None else ['## Remarks on the file', remarks]),
         '## Usage',
         *_usage(subject),
         '## Intended use',
         *words.intended_use(subject),
         '## Limits',
-        '\n'.join(f'- {sentence}' for sentence in words.limits(subject)),
+        *words.limits(subject),
         '## Results',
         *words.results(subject),
         *([] if (converted := words.conversion(subject)) is None else ['## Conversion', converted]),
@@ -163,7 +171,7 @@ def _usage(subject: Subject) -> list[str]:
         code = prediction_code(
             source, is_ours=is_ours, is_multi_label=subject.is_multi_label, names=names, index=index)
     return [
-        *blocks, '### What a picture shows', f'```python\n{code}```',
+        *blocks, *([] if subject.gives_words else ['### What a picture shows']), f'```python\n{code}```',
         '### A picture as a vector', f'```python\n{embedding_code(source, is_ours=is_ours)}```']
 
 
@@ -174,4 +182,4 @@ def _names(subject: Subject) -> tuple[str, str]:
     imagenet = IMAGENETS.get(subject.num_classes or 0)
     if imagenet is not None and subject.entry.dataset.startswith('imagenet-'):
         return f'timm.data.ImageNetInfo({imagenet!r})', '.index_to_description(index)'
-    return 'range(model.num_classes)  # numbers: the names are not published', '[index]'
+    return 'range(model.num_classes)  # numbers, as the names of the classes are not known', '[index]'

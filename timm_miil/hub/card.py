@@ -3,17 +3,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from timm.models import create_model
-
 from timm_miil import catalog
 from timm_miil.hub._card_check import check_card
 from timm_miil.hub._card_text import as_code, as_text, assemble, embedding_code, is_sealed, prediction_code, quoted_gaps
 from timm_miil.hub._catalog_card import catalog_card
 
 __all__ = [
-    'CARD_FILE', 'CardFacts', 'CardMetric', 'ProblemType', 'catalog_card', 'catalog_facts', 'check_card', 'is_sealed',
-    'render_card',
+    'CARD_FILE', 'CardFacts', 'CardMetric', 'ProblemType', 'catalog_card', 'check_card', 'is_sealed', 'render_card',
 ]
 
 ProblemType = Literal['multi_label_classification', 'single_label_classification']
@@ -98,7 +94,8 @@ def render_card(facts: CardFacts) -> str:
         }]
         results = ['## Results', '\n'.join([
             '| metric | split | value |', '|---|---|---|',
-            *(f'| {catalog.METRICS[metric.name]} | {metric.split} | {metric.value:.2f} |' for metric in facts.metrics),
+            *(f'| {catalog.METRICS[metric.name]} | {_words(metric.split)} | {metric.value:.2f} |'
+              for metric in facts.metrics),
         ])]
     papers = [catalog.paper(id) for id in facts.papers]
     channels, height, width = facts.input_size
@@ -132,40 +129,6 @@ def render_card(facts: CardFacts) -> str:
     ])
     check_card(card)
     return card
-
-
-def catalog_facts(name: str) -> CardFacts:
-    """What the catalogue knows of weights that we measured, as a card says it.
-
-    Args:
-        name: 'architecture.tag' of an entry with label set, licence and at least one measured metric.
-
-    Raises:
-        CatalogError: If there is no such entry.
-        ValueError: If the entry lacks what a card needs.
-    """
-    entry = catalog.weight(name)
-    measured = [metric for metric in entry.metrics if metric.origin == 'measured']
-    if entry.labels is None or entry.licence is None or not measured:
-        raise ValueError(f'{name} must have labels, a licence and a measured metric for this card; it lacks one.')
-    with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
-        model = create_model(name, pretrained=False)
-    return CardFacts(
-        name=name,
-        summary=' '.join(entry.notes),
-        source=entry.architecture,
-        licence=entry.licence.lower(),
-        architecture=entry.architecture,
-        num_params=sum(parameter.numel() for parameter in model.parameters()),
-        input_size=entry.input_size,
-        dataset=entry.dataset,
-        dataset_id=entry.dataset,
-        label_names=catalog.label_set(entry.labels).labels,
-        metrics=[CardMetric(metric.name, metric.value, 'test') for metric in measured],
-        training=f'`{measured[0].command}` makes the data, trains and measures again what was measured here on '
-                 f'{measured[0].date} ({measured[0].hardware}).',
-        papers=[entry.paper],
-    )
 
 
 def _words(text: str) -> str:
