@@ -7,6 +7,7 @@ from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from timm_miil.models._loading import check_fit, explain_checkpoint_errors
+from timm_miil.models._pretrained_file import keep_in
 
 __all__ = ['class_count', 'create_published', 'fill_counters', 'fit_published']
 
@@ -73,5 +74,6 @@ def create_published(
         CheckpointError: If the weights cannot be read or do not fit.
     """
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    kwargs = keep_in(cfg, kwargs)
     with explain_checkpoint_errors(cfg.to_dict() if pretrained else {}, kwargs.get('cache_dir')):
         return build_model_with_cfg(model_class, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)

@@ -19,7 +19,6 @@ from huggingface_hub import constants, get_token, hf_hub_download
 from huggingface_hub.errors import (
     DisabledRepoError, EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError,
     RevisionNotFoundError)
-from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # it is there, and not in its __all__
 from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, model_entrypoint
@@ -27,6 +26,7 @@ from timm.models import PretrainedCfg, model_entrypoint
 from timm_miil import catalog
 from timm_miil._checks import cut
 from timm_miil._errors import CheckpointError
+from timm_miil._locks import locked
 from timm_miil._version import __version__
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class PublishedFile(os.PathLike[str]):
                 self._found = self._from_hub() or self._from_source()
             except OSError as error:  # who asks whether a path is a file takes it for a no
                 raise CheckpointError(
-                    f'{self.name}: {cut(str(error))}; converted weights are kept in {str(self.folder)!r}, which HF_HOME '
-                    f'or cache_dir put elsewhere.') from error
+                    f'{self.name}: {cut(str(error))}; converted weights are kept in {str(self.folder)!r}; cache_dir or '
+                    f'HF_HOME puts them elsewhere.') from error
         return str(self._found)
 
     def __str__(self) -> str:
@@ -162,7 +162,7 @@ class PublishedFile(os.PathLike[str]):
         kept = self.kept
         if not _is_whole(kept, self.name):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with WeakFileLock(self.folder / f'.{kept.stem}.lock'):
+            with locked(self.folder / f'.{kept.stem}.lock', seconds=None):
                 if not _is_whole(kept, self.name):  # now: another process may have made it
                     self._convert(kept)
         return kept
