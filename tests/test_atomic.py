@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from timm_miil._atomic import whole_folder, write_file
+from timm_miil._atomic import whole_file, whole_folder, write_file
 
 
 def test_a_finished_folder_takes_its_name(tmp_path):
@@ -92,3 +92,21 @@ def test_a_file_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeyp
         write_file(tmp_path / 'a', content)
     assert (tmp_path / 'a').read_bytes() == b'old'
     assert list(tmp_path.iterdir()) == [tmp_path / 'a']
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
+def test_an_interrupted_file_leaves_the_old_one(tmp_path, error):
+    (tmp_path / 'x').write_bytes(b'old')
+    with pytest.raises(error), whole_file(tmp_path / 'x') as file:
+        file.write(b'new')
+        raise error
+    assert (tmp_path / 'x').read_bytes() == b'old' and [entry.name for entry in tmp_path.iterdir()] == ['x']
+
+
+def test_a_file_is_written_piece_by_piece(tmp_path):
+    with whole_file(tmp_path / 'x') as file:
+        file.write(b'a')
+        file.flush()
+        assert not (tmp_path / 'x').exists()
+        file.write(b'b')
+    assert (tmp_path / 'x').read_bytes() == b'ab'

@@ -19,6 +19,7 @@ __all__ = ['Checkpoint', 'read_checkpoint', 'read_metadata', 'write_safetensors'
 LABELS, COUNT = 'idx_to_class', 'num_classes'    # the words of the original files
 MAX_LABELS, MAX_LABEL_CHARS = 100_000, 200
 MIN_SPARSE_BYTES = 1 << 20
+SAFETENSORS, HEADER_START = '.safetensors', b'{'    # at byte 8
 BLOCK_BYTES = 512    # of st_blocks, whatever the file system
 OTHER_STARTS = (
     (b'<', 'a web page: the link gives no file, or asks for a login'),
@@ -64,9 +65,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     try:
         start = _start_of(path)
-        if start.startswith((ZIP_START, LEGACY_START)):
+        # The length of a safetensors header may begin as a pickle does.
+        is_torch = start.startswith((ZIP_START, LEGACY_START)) and start[8:9] != HEADER_START
+        if is_torch and path.suffix == SAFETENSORS:  # torch goes by the name
+            raise CheckpointError(f'{path} is a file of torch.save, or an archive, under the name of a safetensors '
+                                  f'file; give it the suffix .pth.')
+        if is_torch:
             content = load_torch_file(path)
-        elif start[8:9] == b'{' or path.suffix == '.safetensors':
+        elif start[8:9] == HEADER_START or path.suffix == SAFETENSORS:
             content = load_safetensors(path)
         else:
             raise CheckpointError(f'{path} is not a checkpoint but {_looks_like(start)}; expected a safetensors file '

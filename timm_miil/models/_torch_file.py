@@ -23,12 +23,12 @@ from timm_miil._errors import CheckpointError
 __all__ = ['LEGACY_START', 'ZIP_START', 'load_torch_file']
 
 ZIP_START, LEGACY_START = b'PK\x03\x04', b'\x80'
-MAX_PICKLE_BYTES = 8_000_000      # 600 tensors and 11221 labels are 0.5 million
+MAX_PICKLE_BYTES = 4_000_000      # 600 tensors and 11221 labels are 0.5 million
 MAX_DIRECTORY_BYTES = 64_000_000  # of a zip file, whose end says how long it is
 MAX_DIMENSIONS = 16
 MAX_SHARING = 16      # bytes of all tensors to bytes of the file
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950a86a20f9469cfc6c, 1001
-LEGACY_PICKLES = 5    # magic, version, system, content, order of the storages; then these
+LEGACY_PICKLES = 3    # after magic and version: system, content, order of the storages; then these
 
 ITEM_BYTES = {
     'DoubleStorage': 8, 'FloatStorage': 4, 'HalfStorage': 2, 'BFloat16Storage': 2, 'LongStorage': 8, 'IntStorage': 4,
@@ -158,9 +158,10 @@ def _check_legacy(file: BinaryIO, size: int) -> None:
     file.seek(0)
     head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
     machine = _Machine(size)
-    magic, version, *_ = (machine.run(head) for _ in range(LEGACY_PICKLES))
-    if magic != LEGACY_MAGIC or version != LEGACY_VERSION:
+    if machine.run(head) != LEGACY_MAGIC or machine.run(head) != LEGACY_VERSION:
         raise ValueError('it is a pickle, but not one of torch.save')
+    for _ in range(LEGACY_PICKLES):
+        machine.run(head)
     claimed, left = sum(each.items * each.item_bytes for each in machine.storages.values()), size - head.tell()
     if claimed > left:
         raise ValueError(f'its tensors claim {claimed} bytes, and {left} are left')
