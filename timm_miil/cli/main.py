@@ -19,7 +19,9 @@ from timm_miil._version import __version__
 
 __all__ = ['VERBS', 'main']
 
-VERBS = ('predict', 'explain', 'train', 'validate', 'tune', 'data', 'shards', 'push', 'quickstart', 'list', 'info')
+VERBS = (
+    'predict', 'explain', 'train', 'validate', 'tune', 'data', 'shards', 'convert', 'push', 'verify', 'links', 'cards',
+    'quickstart', 'list', 'info')
 
 USAGE_ERROR = 2
 INTERRUPTED = 128 + 2     # as a shell reports SIGINT

@@ -3,19 +3,24 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
 import torch
-from timm.models import create_model, save_for_hf
+from timm.models import create_model
 from torch import Tensor, nn
 
 from timm_miil._atomic import whole_folder
 from timm_miil._checks import check_choice, check_class_settings
 from timm_miil._errors import CheckpointError
+from timm_miil._timm import save_config_for_hf
+from timm_miil.hub._probe import record_probe
 from timm_miil.hub.card import CARD_FILE, ProblemType, check_card
+from timm_miil.models._download import sha256_of
+from timm_miil.models._safetensors_file import write_safetensors
 
-__all__ = ['check_model_folder', 'save_model_folder', 'tuned_settings']
+__all__ = ['check_model_folder', 'save_model_folder', 'tuned_settings', 'write_model_folder']
 
 PROBLEM_TYPES: tuple[ProblemType, ...] = ('multi_label_classification', 'single_label_classification')
 FILES = frozenset({'config.json', 'model.safetensors', CARD_FILE})
@@ -69,20 +74,58 @@ def save_model_folder(
         for name, values in (('thresholds', thresholds), ('temperatures', temperatures)) if values is not None}
     if calibration and problem_type != 'multi_label_classification':
         raise ValueError(f'{" and ".join(calibration)} are for independent classes, got problem_type {problem_type!r}.')
+    write_model_folder(model, directory, card=card, config={
+        'label_names': list(label_names),
+        'label_descriptions': {name: name for name in label_names},
+        'problem_type': problem_type,
+        **calibration,
+    })
+    return directory
+
+
+def write_model_folder(
+        model: nn.Module,
+        directory: str | os.PathLike[str],
+        *,
+        card: str,
+        config: Mapping[str, Any],
+        metadata: Mapping[str, str] = MappingProxyType({}),
+        conversion: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a folder that is complete and has been read back, or none.
+
+    Args:
+        model: A model made by `timm.create_model`; tensors keep their dtype.
+        directory: Folder to write; a model folder of that name is replaced.
+        card: Text of README.md.
+        config: Further entries of config.json, on top.
+        metadata: Further entries of the weights' header.
+        conversion: Where the weights come from. With it, config.json has it under 'conversion', together with the
+            SHA-256 of the weights and logits of a fixed input, by which others can check what they load.
+
+    Returns:
+        SHA-256 of model.safetensors, in hex.
+
+    Raises:
+        CheckpointError: If the folder does not give the model back.
+        FileExistsError: If the folder exists and holds anything but a model folder's files.
+        ValueError: If the card is not valid.
+    """
+    directory = Path(directory)
     check_card(card)
     check_model_folder(directory)
     with whole_folder(directory) as folder:
-        save_for_hf(model, str(folder), safe_serialization=True, model_config={
-            'label_names': list(label_names),
-            'label_descriptions': {name: name for name in label_names},
-            'problem_type': problem_type,
-            **calibration,
-        })
-        # safetensors writes for the owner alone.
-        (folder / 'model.safetensors').chmod((folder / 'config.json').stat().st_mode)
+        weights = folder / 'model.safetensors'
+        write_safetensors(weights, model.state_dict(), {'format': 'pt', **metadata})
+        digest = sha256_of(weights)[1]
         (folder / CARD_FILE).write_text(card, encoding='utf-8', newline='\n')
-        _check_reads_back(folder, model)
-    return directory
+        save_config_for_hf(model, str(folder / 'config.json'), model_config=dict(config))
+        saved = _read_back(folder, model)
+        if conversion is not None:
+            record = {**conversion, 'weights_sha256': digest, 'probe': record_probe(saved)}
+            save_config_for_hf(
+                model, str(folder / 'config.json'), model_config={**config, 'conversion': record})
+    return digest
 
 
 def check_model_folder(directory: str | os.PathLike[str]) -> None:
@@ -116,16 +159,22 @@ def tuned_settings(directory: str | os.PathLike[str], model: nn.Module) -> dict[
     return {} if _differing(saved, model) else kept
 
 
-def _check_reads_back(folder: Path, model: nn.Module) -> None:
+def _read_back(folder: Path, model: nn.Module) -> nn.Module:
+    """What timm makes of the folder.
+
+    Raises:
+        CheckpointError: If that is not the model.
+    """
     with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
-        saved = create_model(f'local-dir:{folder}', pretrained=True).state_dict()
-    if differing := _differing(saved, model):
+        saved = create_model(f'local-dir:{folder}', pretrained=True)
+    if differing := _differing(saved.state_dict(), model):
         raise CheckpointError(
             f'the saved model differs from the given one in {len(differing)} tensors, such as {differing[0]!r}; was '
             f'it changed after timm.create_model?')
+    return saved
 
 
 def _differing(saved: Mapping[str, Tensor], model: nn.Module) -> list[str]:
     own = model.state_dict()
     return [name for name in {**own, **saved} if name not in own or name not in saved
-            or not torch.equal(saved[name], own[name].cpu())]
+            or not torch.equal(saved[name], own[name].cpu().to(saved[name].dtype))]
