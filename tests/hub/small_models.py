@@ -1,5 +1,6 @@
 """What the tests of pushing and verifying share: a small model's folder, and a Hub that nobody waits for."""
 import contextlib
+import hashlib
 import time
 
 import timm
@@ -8,7 +9,7 @@ from huggingface_hub import constants
 
 import timm_miil  # noqa: F401 - registers the models
 from server import run_hub  # pytest puts this folder on the path
-from timm_miil.hub import CardFacts, render_card, save_model_folder
+from timm_miil.hub import CardFacts, push_folder, render_card, save_model_folder
 from timm_miil.hub.folder import write_model_folder
 
 LABELS = ['cat', 'dog', 'emu']
@@ -60,3 +61,20 @@ def quick_hub(monkeypatch, hub=None):
                             '{revision}/{filename}')
         monkeypatch.setenv('HF_TOKEN', 'hf_write')
         yield hub, waits
+
+
+def push(hub, folder, repo='me/model', **settings):
+    return push_folder(folder, repo, endpoint=hub.url, **{'token': 'hf_write', **settings})
+
+
+def titles(hub, repo='me/model', revision='main'):
+    return [commit['title'] for commit in hub.history(hub.repos[repo], revision)]
+
+
+def check_there(hub, folder, repo='me/model', revision='main'):
+    for name in FILES:
+        assert hub.read(repo, name, revision) == (folder / name).read_bytes(), name
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}

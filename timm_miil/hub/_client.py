@@ -76,10 +76,7 @@ class HubClient:
         """The error in one line that says what to do; it never quotes a token."""
         if isinstance(error, HubError):
             return error
-        # The client's own, of an upload and of a download, say less than what they come from.
-        while ((type(error) is RuntimeError or isinstance(error, LocalEntryNotFoundError))
-               and isinstance(error.__cause__, Exception)):
-            error = error.__cause__
+        error = _first(error)
         status, reason = status_of(error), cut(without_secrets(' '.join(str(error).split()), self._token), 300)
         if isinstance(error, RepositoryNotFoundError):
             return HubError('there is no such repository, or the token may not see it; check the name, or log in by '
@@ -94,6 +91,8 @@ class HubClient:
             return TokenError('the Hub knows no such token; log in by `hf auth login`, or set HF_TOKEN.')
         if status == 403:
             return HubError(f'the token may not do this; take one that may write: {reason}')
+        if status == 412:
+            return HubError('others commit to it all the time; nothing was changed, try again later.')
         if is_passing(error):
             return HubError(f'the Hub does not answer as it should, {len(WAITS) + 1} times or more: {reason}; try '
                             f'again later.')
@@ -133,6 +132,7 @@ def status_of(error: BaseException) -> int:
 
 def is_passing(error: Exception) -> bool:
     """Whether the next try may do better: too many requests, trouble of the server, a connection that broke."""
+    error = _first(error)
     if isinstance(error, HubError | OfflineModeIsEnabled):
         return False
     status = status_of(error)
@@ -140,6 +140,14 @@ def is_passing(error: Exception) -> bool:
         return status in (408, 429) or status >= 500
     causes = [error, error.__cause__, error.__context__]
     return any(isinstance(cause, (ConnectionError, TimeoutError, *_transport_errors())) for cause in causes)
+
+
+def _first(error: Exception) -> Exception:
+    """What an error comes from, where the client's own, of an upload or a download, says less."""
+    while ((type(error) is RuntimeError or isinstance(error, LocalEntryNotFoundError))
+           and isinstance(error.__cause__, Exception)):
+        error = error.__cause__
+    return error
 
 
 def _words(error: BaseException | None) -> Iterator[str]:
