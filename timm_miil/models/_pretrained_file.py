@@ -101,11 +101,13 @@ class PublishedFile(os.PathLike[str]):
             PublishedFile, self.name, url=self.url, hub_id=self.hub_id, cache_dir=self.cache_dir), ()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PublishedFile) and self.__reduce__()[0].keywords == other.__reduce__()[0].keywords \
-            and self.name == other.name
+        return isinstance(other, PublishedFile) and self._facts() == other._facts()
 
     def __hash__(self) -> int:
-        return hash((self.name, self.url, self.hub_id))
+        return hash(self._facts())
+
+    def _facts(self) -> tuple[str | None, ...]:
+        return self.name, self.url, self.hub_id, self.cache_dir and os.fspath(self.cache_dir)
 
     @property
     def folder(self) -> Path:
@@ -175,7 +177,13 @@ class PublishedFile(os.PathLike[str]):
 
         entry, url = catalog.weight(self.name), self.url or ''
         room = self.folder / 'downloads' / kept.stem
-        got = download(url, room, progress=not are_progress_bars_disabled())
+        try:
+            got = download(url, room, progress=not are_progress_bars_disabled())
+        except CheckpointError as error:
+            raise CheckpointError(
+                f'{self.name}: {error} With timm.create_model, pretrained_cfg_overlay=dict(url=...) says where else it '
+                f'is; of a file of yours, `timm-miil convert FILE --as {self.name} -o DIR` makes a folder that '
+                f"timm.create_model('local-dir:DIR', pretrained=True) loads.") from error
         try:
             _check_file(got, url, entry)
             checkpoint = read_checkpoint(got.path)
@@ -243,6 +251,10 @@ def _is_whole(path: Path, name: str) -> bool:
 def _check_file(got: 'Downloaded', url: str, entry: catalog.Weights) -> None:
     from timm_miil.models._download import name_hash
 
+    if entry.sha256 not in (None, got.sha256) and url == entry.url:
+        raise CheckpointError(
+            f'the file is not the one that was published: its SHA-256 is {got.sha256}, and the catalogue has '
+            f'{entry.sha256}; get it elsewhere and pass pretrained_cfg_overlay=dict(file=...).')
     digits = name_hash(Path(urlparse(url).path).name)
     if digits and not got.sha256.startswith(digits):
         _logger.warning(
