@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from timm_miil.models._loading import check_fit, explain_checkpoint_errors
 from timm_miil.models._pretrained_file import keep_in
 
-__all__ = ['class_count', 'create_published', 'fill_counters', 'fit_published']
+__all__ = ['COUNTER', 'class_count', 'create_published', 'fill_counters', 'fit_published']
 
 COUNTER = 'num_batches_tracked'
 

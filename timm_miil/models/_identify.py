@@ -1,14 +1,15 @@
 """Which network the tensors of a published file are of: one function a family, by key names and shapes."""
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from timm.models import create_model, get_pretrained_cfg, is_model
-from torch import Tensor
+from timm.models import create_model, edgenext, get_pretrained_cfg, is_model
+from torch import Tensor, nn
 
 from timm_miil._errors import CheckpointError
 from timm_miil.models import miil_levit, miil_mobilenet
-from timm_miil.models._fit import class_count, fill_counters
+from timm_miil.models._fit import COUNTER, class_count, fill_counters
 from timm_miil.models._loading import check_fit
 
 __all__ = ['Found', 'identify']
@@ -20,7 +21,7 @@ class Found(NamedTuple):
     """A network: timm's name, further arguments, classes."""
 
     architecture: str
-    model_args: dict[str, Any]
+    model_args: Mapping[str, Any]
     num_classes: int
 
 
@@ -94,7 +95,8 @@ ML_DECODERS = {
     'tresnet_v2_l': 'mldecoder_tresnet_l',
     'miil_tresnet_v2_xl': 'mldecoder_tresnet_xl',
 }
-TRESNET_MARKERS = ('body.conv1.0.weight', 'body.conv1.conv.weight', 'conv1.0.weight')
+TRESNET_MARKERS = ('body.conv1.0.weight', 'body.conv1.conv.weight', 'layer1.0.conv1.0.weight')
+TRESNET_STEMS = (*TRESNET_MARKERS[:2], 'conv1.0.weight')
 BLOCK = re.compile(r'(?:backbone\.)?(?:body\.)?layer([1-4])\.(\d+)\.')
 BOTTLENECK_DIM = 512
 
@@ -134,9 +136,9 @@ def _tresnet_body(tensors: Mapping[str, Tensor]) -> str:
     blocks = {match.groups() for key in tensors if (match := BLOCK.match(key))}
     layers = tuple(len({block for stage, block in blocks if stage == str(i)}) for i in range(1, 5))
     is_v2 = any(re.match(r'(backbone\.)?(body\.)?layer1\.0\.conv3\.', key) for key in tensors)
-    [width] = {
+    width = max({
         len(tensor) for key, tensor in tensors.items()
-        if key.removeprefix('backbone.') in TRESNET_MARKERS and tensor.ndim} or {0}
+        if key.removeprefix('backbone.') in TRESNET_STEMS and tensor.ndim} or {0})
     body = TRESNETS.get((is_v2, layers, width))
     if body is None:
         raise CheckpointError(
@@ -160,6 +162,7 @@ ORIGINAL_DECODER = _DecoderKeys(
     'head.decoder.query_embed.weight', 'head.decoder.duplicate_pooling_bias', 'head.decoder.embed_standart.bias',
     'head.decoder.layers.0.linear1.bias')
 OWN_DECODER = _DecoderKeys('head.query_embed', 'head.group_fc.bias', 'head.embed.bias', 'head.decoder.linear1.bias')
+ZERO_SHOT = 'head.word_embed.weight'  # the classes are labels, on which no tensor depends
 DECODER_SIZES = {'num_groups': 100, 'embed_dim': 768, 'feedforward_dim': 2048}
 
 
@@ -185,10 +188,11 @@ def _own(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:
         cfg = get_pretrained_cfg(architecture)
         heads = (OWN_DECODER.classes, 'head.fc.bias', 'head.fc.weight')
         rows = [len(tensors[key]) for key in heads if key in tensors and tensors[key].ndim]
-        found = Found(architecture, {}, rows[0] if rows else cfg.num_classes if cfg else 0)
-        if _misfit(tensors, found)[1] is None:
+        by_file = rows and ZERO_SHOT not in tensors
+        found = Found(architecture, {}, rows[0] if by_file else cfg.num_classes if cfg else 0)
+        if _misfit(tensors, found) == 0:
             return found
-    if OWN_DECODER.queries in tensors and any(f'backbone.{marker}' in tensors for marker in TRESNET_MARKERS):
+    if OWN_DECODER.queries in tensors and f'backbone.{TRESNET_MARKERS[1]}' in tensors:
         return _ml_decoder(tensors, _tresnet_body(tensors), OWN_DECODER)
     raise CheckpointError(
         f'the file is of a backbone with a head of ours, {_words(tensors)}, and its names do not tell which; load its '
@@ -212,6 +216,28 @@ def _levit(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:
 
 # ---- networks whose layout is timm's: the first that fits
 
+EDGENEXT = 'downsample_layers.0.0.weight'
+
+
+def edgenext_names(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of an EdgeNeXt file under timm's names, by timm's own rule.
+
+    Raises:
+        CheckpointError: If the file is in the authors' layout and a key is not of it.
+    """
+    if EDGENEXT not in tensors:
+        return dict(tensors)
+    try:
+        return dict(edgenext.checkpoint_filter_fn(dict(tensors), model))
+    except KeyError as error:
+        raise CheckpointError(f'{error.args[0]!r} is not a key of an original EdgeNeXt of this size.') from error
+
+
+def _edgenext(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:
+    model = create_model('edgenext_small', num_classes=class_count(tensors, 'head'), device='meta')
+    return _first_that_fits(edgenext_names(tensors, model), ['edgenext_small'])
+
+
 HARDCORE = tuple(f'hardcorenas_{letter}' for letter in 'abcdef')
 BINAS = tuple(f'miil_binas_{letter}' for letter in 'abcdef')
 
@@ -225,30 +251,36 @@ def _one_of(*names: str) -> 'Family':
 
 def _first_that_fits(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Found:
     """The first of the networks whose names and shapes are the tensors'; else the error of the nearest."""
-    nearest: tuple[int, CheckpointError] | None = None
+    tried: list[tuple[int, Found]] = []
     for name in dict.fromkeys(names):
         cfg = get_pretrained_cfg(name)
         classifiers = (cfg.classifier if cfg else None) or ()
         classifier = classifiers if isinstance(classifiers, str) else next(iter(classifiers), '')
         found = Found(name, {}, class_count(tensors, classifier))
-        differing, error = _misfit(tensors, found)
-        if error is None:
+        tried.append((_misfit(tensors, found), found))
+        if tried[-1][0] == 0:
             return found
-        if nearest is None or differing < nearest[0]:
-            nearest = differing, CheckpointError(f'the file is not of {name}, the nearest of those known: {error}')
-    raise nearest[1] if nearest else CheckpointError(f'the file is of no known network: {_words(tensors)}.')
-
-
-def _misfit(tensors: Mapping[str, Tensor], found: Found) -> tuple[int, CheckpointError | None]:
-    """How many of the tensors differ from the network's in name or shape, and what says so."""
-    model = create_model(found.architecture, num_classes=found.num_classes, device='meta', **found.model_args)
-    shapes = {(key, tensor.shape) for key, tensor in model.state_dict().items()}
-    tensors = fill_counters(tensors, model)
+    nearest = min(tried, key=lambda trial: trial[0])[1]
+    model = create_model(nearest.architecture, num_classes=nearest.num_classes, device='meta')
     try:
-        check_fit(tensors, model)
+        check_fit(fill_counters(tensors, model), model)
     except CheckpointError as error:
-        return len(shapes ^ {(key, tensor.shape) for key, tensor in tensors.items()}), error
-    return 0, None
+        raise CheckpointError(
+            f'the file is not of {nearest.architecture}, the nearest of those known: {error}') from error
+    return nearest
+
+
+def _misfit(tensors: Mapping[str, Tensor], found: Found) -> int:
+    """How many tensors differ from the network's in name or shape, counters that are not there aside."""
+    wanted = _layout(found.architecture, found.num_classes)
+    there = {(key, tuple(tensor.shape)) for key, tensor in tensors.items()}
+    return sum(not key.endswith(COUNTER) for key, _ in wanted - there) + len(there - wanted)
+
+
+@functools.cache
+def _layout(architecture: str, num_classes: int) -> frozenset[tuple[str, tuple[int, ...]]]:
+    model = create_model(architecture, num_classes=num_classes, device='meta')
+    return frozenset((key, tuple(tensor.shape)) for key, tensor in model.state_dict().items())
 
 
 Family = Callable[[Mapping[str, Tensor], str | None], Found]
@@ -259,5 +291,6 @@ FAMILIES: tuple[tuple[tuple[str, ...], Family], ...] = (
     (('conv1.weight',), _one_of('resnet50', 'miil_resnet32x4', 'miil_resnet8x4')),
     (('stem.proj.weight',), _one_of('mixer_b16_224')),
     (('patch_embed.proj.weight',), _one_of('vit_base_patch16_224_miil', 'vit_base_patch16_224')),
+    ((EDGENEXT,), _edgenext),
     (('stem.0.weight',), _one_of('edgenext_small')),
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from timm.models import Levit, MobileNetV3, TResNet, create_model
+from timm.models import EdgeNeXt, Levit, MobileNetV3, TResNet, create_model
 from torch import Tensor, nn
 
 from timm_miil.models import _identify, miil_levit, miil_mobilenet, miil_tresnet, mldecoder, mldecoder_zero_shot
@@ -108,6 +108,7 @@ CONVERTERS: tuple[tuple[type[nn.Module], Converter], ...] = (
     (mldecoder.MLDecoderClassifier, mldecoder.checkpoint_filter_fn),
     (mldecoder_zero_shot.ZeroShotClassifier, mldecoder_zero_shot.checkpoint_filter_fn),
     (TResNet, miil_tresnet.to_timm_names),
+    (EdgeNeXt, _identify.edgenext_names),
     (Levit, lambda tensors, _: miil_levit.to_timm_names(tensors)),
     (MobileNetV3, lambda tensors, _: miil_mobilenet.to_timm_names(tensors)),
 )
