@@ -63,7 +63,7 @@ def _check_text(text: str) -> None:
         plain = ' '.join(code_spans(line)[::2])
         if found := GAPS.search(plain):
             raise ValueError(f'the card has a gap, {found[0]!r}, in {shown(line.strip())}; fill it in.')
-        if re.search(r'\*\*[^*]+:\*\*\s*$|\{\}', line):
+        if re.match(r'- \*\*[^*]+:\*\*\s*$', line):
             raise ValueError(f'the card has a gap at the end of {shown(line.strip())}; fill it in.')
     headings = re.findall(r'^(#+) (.*)\n+(?=(#+) |\Z)', prose, re.MULTILINE)
     empty = [title for depth, title, following in headings if not following or len(following) <= len(depth)]

@@ -15,7 +15,7 @@ __all__ = [
 LABEL_CHARS = 80
 # Words that a template leaves where a fact is missing.
 GAPS = re.compile(
-    r'(?i:\[more information needed\]|lorem ipsum|<fill[^>]*>)|\{\{.*?\}\}|\b(?:TODO|TBD|FIXME|XXX|None|nan)\b')
+    r'(?i:\[more information needed\]|lorem ipsum|<fill[^>]*>)|\{\{.*?\}\}|\{\}|\b(?:TODO|TBD|FIXME|XXX|None|nan)\b')
 CODE_SPAN = re.compile(r'(`[^`]*`)')
 # What would begin a block of Markdown at the start of a paragraph: a heading, a list, a quotation, a fence, a rule.
 BLOCK_START = re.compile(r'[#>+*=~|:_-]')

@@ -114,7 +114,7 @@ def render_card(facts: CardFacts) -> str:
             f'- **Architecture:** {as_code(facts.architecture)}',
             f'- **Parameters:** {facts.num_params / 1e6:.2f} M',
             f'- **Input:** {channels} x {height} x {width}',
-            f'- **Data set:** {_words(facts.dataset)}',
+            f'- **Data set:** {_words(facts.dataset or facts.dataset_id)}',
             f'- **Classes:** {len(facts.label_names)}: {labels}',
             *(f'- **Paper:** {paper.title}' + (f', arXiv:{paper.arxiv}' if paper.arxiv else '') for paper in papers),
         ]),
