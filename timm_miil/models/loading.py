@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from timm.models import create_model, is_model, list_models, parse_model_name, resolve_pretrained_cfg
 from torch import Tensor, nn
 
@@ -166,12 +166,14 @@ def _weights_of(model: nn.Module, cache_dir: str | None) -> Path | None:
 def _map(model: nn.Module, path: Path, device: torch.device, private_copy: bool) -> bool:
     """Make the file's tensors the model's; False if they do not fit, or do not make the whole model."""
     wanted = model.state_dict()
-    with safe_open(path, 'pt', device=str(device)) as file:
-        if wanted.keys() != set(file.keys()):
-            return False
-        if any(list(tensor.shape) != file.get_slice(key).get_shape() for key, tensor in wanted.items()):
-            return False
-        tensors = {key: file.get_tensor(key).to(tensor.dtype) for key, tensor in wanted.items()}
+    try:
+        with safe_open(path, 'pt', device=str(device)) as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            if shapes != {key: list(tensor.shape) for key, tensor in wanted.items()}:
+                return False
+            tensors = {key: file.get_tensor(key).to(tensor.dtype) for key, tensor in wanted.items()}
+    except SafetensorError:  # timm's way explains it
+        return False
     if private_copy and device.type == 'cpu':
         tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
