@@ -234,14 +234,15 @@ class _Passing(Exception):
 
 def _fetch(url: str, part: _Part, bar: 'tqdm[None]') -> None:
     """Fetch what is missing, by as many requests as it takes."""
-    tries = 0
+    tries, most = 0, part.size
     while not part.is_whole:
-        before = part.size
         try:
             _request(url, part, bar)
             return
         except _Passing as trouble:
-            tries = 1 if part.size - before >= PROGRESS_BYTES else tries + 1
+            # More than ever: a server that always starts anew and always breaks brings nothing.
+            tries = 1 if part.size - most >= PROGRESS_BYTES else tries + 1
+            most = max(most, part.size)
             if tries > len(WAITS):
                 raise CheckpointError(
                     f'{url} could not be fetched in {tries} tries: {trouble}; try again later, which goes on from byte '
