@@ -91,7 +91,11 @@ def test_an_unknown_paper_is_refused():
 
 def outside_code(text: str) -> str:
     """Markdown without its fenced blocks, code spans (CommonMark 0.31, 6.1) and escaped characters."""
-    text = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE)
+    lines = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE).splitlines()
+    return '\n'.join(map(outside_spans, lines))     # each is a paragraph, heading, item or row: no span goes further
+
+
+def outside_spans(text: str) -> str:
     kept, at = [], 0
     while at < len(text):
         run = re.compile('`*').match(text, at)[0]
