@@ -17,6 +17,7 @@ __all__ = ['FileFacts', 'Journal', 'Record', 'open_journal', 'read_journal']
 
 FORMAT = 'timm-miil journal 1'
 MAX_BYTES = 64 << 20
+LOCK_SECONDS = 1.0  # for a run that is about to end
 SHA256 = re.compile(r'[0-9a-f]{64}')
 
 
@@ -92,7 +93,7 @@ def open_journal(path: Path) -> Iterator[Journal]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(path.with_name(f'.{path.name}.lock'), seconds=0))
+            stack.enter_context(locked(path.with_name(f'.{path.name}.lock'), seconds=LOCK_SECONDS))
         except BlockingIOError as error:
             raise HubError(
                 f'another run is at work with the journal {path}; wait for its end, or give this one another journal.'
