@@ -3,8 +3,6 @@ import importlib
 import json
 import re
 import socket
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +12,7 @@ from timm_miil.cli import links as cli_links
 from timm_miil.cli.main import main
 from timm_miil.hub.links import Link, check_links, links, sources
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'models'))
-from file_server import Fault, run_file_server  # noqa: E402
+from file_server import Fault, run_file_server
 
 hub_links = importlib.import_module('timm_miil.hub.links')    # the room gives the function under this name
 

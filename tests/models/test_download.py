@@ -5,14 +5,15 @@ import http.server
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,8 +23,7 @@ from timm_miil._errors import CheckpointError
 from timm_miil.models import _download
 from timm_miil.models._download import download, name_hash, sha256_of
 
-sys.path.insert(0, str(Path(__file__).parent))
-from file_server import Fault, run_file_server  # noqa: E402
+from file_server import Fault, run_file_server
 
 MB = 1 << 20
 BIG = os.urandom(5 * MB)
@@ -378,6 +378,36 @@ def test_redirects_in_a_circle_end(tmp_path, web):
     web.always = Fault(status=302, headers={'Location': '/x.pth'})
     with pytest.raises(CheckpointError, match='infinite loop'):
         download(f'{web.address}/x.pth', tmp_path)
+
+
+@pytest.fixture
+def secure_web(tmp_path):
+    """A server of https with a certificate that nobody signed, and the file of that certificate."""
+    certificate, key = tmp_path / 'certificate.pem', tmp_path / 'key.pem'
+    subprocess.run(
+        ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=localhost',
+         '-addext', 'subjectAltName=DNS:localhost', '-keyout', key, '-out', certificate],
+        check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with run_file_server() as running:
+        running.server.socket = context.wrap_socket(running.server.socket, server_side=True)
+        running.address = f'https://localhost:{running.server.server_port}'
+        yield running, certificate
+
+
+@pytest.mark.skipif(not shutil.which('openssl'), reason='openssl makes the certificate')
+def test_https_needs_a_certificate_that_is_trusted_and_leads_to_no_http(tmp_path, secure_web, web, monkeypatch):
+    secure, certificate = secure_web
+    url = secure.put('/x.pth', BIG)
+    with pytest.raises(CheckpointError, match='could not be fetched: .*certificate verify failed'):
+        download(url, tmp_path / 'folder')
+    monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
+    check(download(url, tmp_path / 'folder'), BIG)
+    secure.always = Fault(status=302, headers={'Location': web.put('/x.pth', BIG)})
+    with pytest.raises(CheckpointError, match="answers 302 it leads to 'http://127"):
+        download(url, tmp_path / 'other')
+    assert web.requests == []
 
 
 # ---- the disk, the network, the names
