@@ -132,14 +132,15 @@ def _hint(name: str, known: list[str] | None = None) -> str:
 def _built_without_storage(name: str, arguments: dict[str, Any]) -> nn.Module | None:
     """The network on the meta device, with timm's configuration; None if it cannot be built there."""
     try:
-        model = create_model(name, pretrained=False, device=torch.device('meta'), **arguments)
+        with torch.random.fork_rng(devices=[]):  # some draw numbers even without storage
+            model = create_model(name, pretrained=False, device=torch.device('meta'), **arguments)
     except Exception as error:  # if it is the caller's mistake, timm's own way raises it too
         _logger.debug(f'{name} cannot be built on the meta device: {error}')
         return None
-    shared = sum(1 for _ in model.named_parameters(remove_duplicate=False)) - sum(1 for _ in model.parameters())
     # timm drops the classifier of a file for other classes, and assigning would part what is shared.
-    fits = model.pretrained_cfg.get('num_classes') == getattr(model, 'num_classes', None) and not shared
-    return model if fits else None
+    is_adapted = model.pretrained_cfg.get('num_classes') != getattr(model, 'num_classes', None)
+    shares = len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.parameters()))
+    return None if is_adapted or shares or getattr(model, 'settings_in_file', False) else model
 
 
 def _weights_of(model: nn.Module, cache_dir: str | None) -> Path | None:

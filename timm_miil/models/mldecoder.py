@@ -66,6 +66,7 @@ class MLDecoderClassifier(HeadedClassifier):
     """
 
     classifier_key = CLASSIFIER
+    settings_in_file = False  # whether the model takes more than tensors from its file, see `load_model`
 
     def __init__(
             self,
@@ -145,6 +146,7 @@ def _create_mldecoder(
         backbone=backbone, **kwargs)
     if isinstance(getattr(model, 'head', None), MLDecoder):
         update_model_args(model, num_groups=model.head.max_groups)
+        model.settings_in_file = adopt_groups
     return model
 
 
