@@ -1,5 +1,6 @@
 """What the catalogue offers: papers to cite, labels in order, look-ups that help, and no need for torch or timm."""
 import ast
+import dataclasses
 import doctest
 import re
 import sys
@@ -72,7 +73,7 @@ def test_label_sets_name_their_source():
 
 
 def test_what_is_read_is_read_once_and_read_only():
-    for read in (catalog.papers, catalog.label_sets, catalog.weights):
+    for read in (catalog.papers, catalog.data_sets, catalog.label_sets, catalog.weights):
         assert read() is read()
         with pytest.raises(TypeError, match='does not support item assignment'):
             read()['x'] = None
@@ -87,6 +88,7 @@ def test_families_make_up_the_catalogue():
 
 @pytest.mark.parametrize(('look_up', 'name', 'message'), [
     (catalog.paper, 'mldecodr', "unknown paper 'mldecodr'; did you mean 'mldecoder'? Known: asap, "),
+    (catalog.data_set, 'coco-2014', "unknown data set 'coco-2014'; did you mean 'ms-coco-2014'? Known: cifar-100, "),
     (catalog.label_set, 'coco', "unknown label set 'coco'; did you mean 'coco_80'? Known: coco_80, "),
     (catalog.weight, 'mldecoder_tresnet_l.miil_coco', "did you mean 'mldecoder_tresnet_l.miil_coco_448'? Known: "),
     (catalog.weights_of, 'stan', "unknown family 'stan'; did you mean 'stam'? Known: asl, "),
@@ -135,3 +137,54 @@ def test_the_wheel_has_every_data_file(wheel):
 
 def test_the_examples_of_the_docstrings_run():
     assert doctest.testmod(catalog) == (0, 4)
+
+
+def test_data_sets_are_those_of_the_weights():
+    used = {entry.dataset for entry in catalog.weights().values()}
+    used |= {metric.dataset for entry in catalog.weights().values() for metric in entry.metrics if metric.setting}
+    assert used == set(catalog.data_sets())
+    assert {name: data_set.hub_id for name, data_set in catalog.data_sets().items() if data_set.hub_id} == {
+        'imagenet-1k': 'ILSVRC/imagenet-1k', 'cifar-100': 'uoft-cs/cifar100'}
+    for data_set in catalog.data_sets().values():
+        assert all(sentence.endswith('.') and sentence[0].isupper() for sentence in data_set.limits), data_set.name
+        assert not data_set.contents.endswith('.')
+
+
+def test_what_weights_were_fine_tuned_from_is_in_the_catalogue():
+    bases = {entry.name: entry.base for entry in catalog.weights().values() if entry.base}
+    assert len(bases) == 5
+    for name, base in bases.items():
+        assert catalog.weight(base).architecture == catalog.weight(name).architecture
+        assert catalog.weight(base).dataset == 'imagenet-21k-p' and catalog.weight(name).dataset == 'imagenet-1k'
+
+
+def test_what_may_be_published_and_why_not():
+    reasons = {entry.name: entry.why_not_publish for entry in catalog.weights().values()}
+    assert {name for name, entry in catalog.weights().items() if entry.may_be_published} == {
+        name for name, reason in reasons.items() if reason is None}
+    hosted = {name for name, entry in catalog.weights().items() if entry.hf_hub_id}
+    assert {name for name, reason in reasons.items() if reason and name not in hosted} == {
+        'peta_album.miil_ml_cufed', 'miil_mobilenasnet.miil_heaviest_in1k', 'miil_mobilenasnet.miil_one_shot_in1k'}
+    assert reasons['peta_album.miil_ml_cufed'] == (
+        'Alibaba-MIIL/PETA states no licence, which leaves redistribution to its authors alone')
+    assert reasons['tresnet_m.miil_in1k'] == (
+        'timm has them on the Hub already, as timm/tresnet_m.miil_in1k, and nothing is hosted twice')
+    assert 'no network of the timm kind' in reasons['miil_mobilenasnet.miil_heaviest_in1k']
+    ours = dataclasses.replace(catalog.weight('tresnet_m.miil_coco_224'), hf_hub_id='lab/tresnet_m.miil_coco_224')
+    assert ours.may_be_published
+
+
+def test_classes_that_exclude_each_other_are_told_from_those_that_do_not():
+    kinds = {entry.dataset: set() for entry in catalog.weights().values()}
+    for entry in catalog.weights().values():
+        kinds[entry.dataset].add(entry.problem_type)
+    both = set(catalog.PROBLEM_TYPES)
+    assert {name for name, kind in kinds.items() if kind == both} == {'imagenet-21k'}    # USI trained both ways
+    assert {name for name, kind in kinds.items() if kind == {'multi_label_classification'}} == {
+        'ms-coco-2014', 'openimages-v6', 'pascal-voc-2007', 'nus-wide', 'ml-cufed', 'scenes'}
+
+
+def test_notes_are_sentences():
+    for entry in catalog.weights().values():
+        for sentence in (*entry.notes, *entry.conversion):
+            assert sentence.endswith('.') and (sentence[0].isupper() or sentence.startswith('timm')), sentence

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from timm_miil._errors import CatalogError
-from timm_miil.catalog import LabelSet, Metric, Paper, TimmFacts, Weights, _reader
+from timm_miil.catalog import DataSet, LabelSet, Metric, Paper, TimmFacts, Weights, _reader
 
 PAPERS = '''
 [ink]
@@ -233,6 +233,7 @@ BAD_VALUES = [
     ('file', 'models/weights/tiny', '/weights/tiny', TINY, "'/weights/tiny.safetensors'", 'below the package'),
     ('file', 'tiny.safetensors', 'tiny.pth', TINY, "'models/weights/tiny.pth'", "a '.safetensors' file"),
     ('timm_tag', 'timm_tag = "ink_net.lab_blots"', 'timm_tag = "ink_net"', ENTRY, "'ink_net'", "'architecture.tag'"),
+    ('conversion', '["Halved."]', '["Halved. "]', ENTRY, "['Halved. ']", 'a list of strings'),
     ('notes', '["one", "two"]', '[]', ENTRY, '[]', 'a list of strings'),
     ('notes', '["one", "two"]', '["one", ""]', ENTRY, "['one', '']", 'a list of strings, none empty'),
     ('inherit', 'inherit = false', 'inherit = "no"', TINY, "'no'", 'true or false'),
@@ -342,6 +343,44 @@ def test_a_file_that_is_not_toml_is_named(root, name, content):
     file = re.escape(str(root / 'catalog' / name))
     with pytest.raises(CatalogError, match=f'{file}: got .*, expected TOML in UTF-8'):
         read(root)
+
+
+DATA_SETS = '''
+[small-blots]
+title = "Small blots"
+contents = "blots"
+limits = ["They are small.", "They are blots."]
+hub_id = "lab/blots"
+homepage = "https://example.org/blots"
+'''
+
+
+def test_data_sets_are_read_as_they_stand(root):
+    (root / 'catalog' / 'datasets.toml').write_text(DATA_SETS)
+    assert _reader.read_data_sets(root) == {
+        'small-blots': DataSet(
+            name='small-blots', title='Small blots', contents='blots', limits=('They are small.', 'They are blots.'),
+            hub_id='lab/blots', homepage='https://example.org/blots')}
+
+
+@pytest.mark.parametrize(('old', 'new', 'message'), [
+    ('title = "Small blots"\n', '', r'\[small-blots\] title: got nothing, expected a string'),
+    ('contents = "blots"', 'contents = ""', r"\[small-blots\] contents: got '', expected a string"),
+    ('["They are small.", "They are blots."]', '[]', r'\[small-blots\] limits: got \[\], expected a list of strings'),
+    ('lab/blots', 'blots', r"\[small-blots\] hub_id: got 'blots', expected 'owner/name'"),
+    ('https://', 'http://', r"\[small-blots\] homepage: got 'http://example.org/blots', expected a URL that"),
+    ('homepage', 'home_page', r"\[small-blots\] home_page: unknown key; did you mean 'homepage'"),
+    ('[small-blots]', '[Small_blots]', r"\[Small_blots\]: got 'Small_blots' as a name, expected words of lower-case"),
+])
+def test_a_bad_data_set_is_named(root, old, new, message):
+    (root / 'catalog' / 'datasets.toml').write_text(DATA_SETS.replace(old, new))
+    with pytest.raises(CatalogError, match=f'datasets.toml: {message}'):
+        _reader.read_data_sets(root)
+
+
+def test_missing_data_sets_are_named(root):
+    with pytest.raises(CatalogError, match='datasets.toml: got no such file'):
+        _reader.read_data_sets(root)
 
 
 @pytest.mark.parametrize('name', ['papers.toml', 'labels.toml'])

@@ -80,6 +80,45 @@ def test_names_are_timms_exactly_where_timm_has_the_weights(entry):
         assert in_timm(entry.timm.body)
 
 
+def test_every_checkpoint_of_the_lab_that_timm_hosts_is_in_the_catalogue_and_points_there():
+    hosted = {
+        name for name in timm.list_pretrained('*miil*')
+        if in_timm(name.partition('.')[0]) and name not in CFGS}
+    assert len(hosted) == 27
+    assert {entry.name: entry.hf_hub_id for entry in catalog.weights().values() if entry.hf_hub_id} == {
+        name: f'timm/{name}' for name in hosted | {'edgenext_small.usi_in1k'}}
+    for name in hosted:
+        cfg, entry = timm.get_pretrained_cfg(name), catalog.weight(name)
+        assert (cfg.num_classes, cfg.mean, cfg.std) == (entry.num_classes, entry.mean, entry.std)
+        assert cfg.interpolation == entry.interpolation and cfg.input_size == entry.input_size
+        assert cfg.hf_hub_id in (entry.hf_hub_id, 'timm/')
+
+
+# What the tensors of a file may contradict: the head's kind, its groups, the layout.
+UNSURE = {
+    'tresnet_l.miil_openimages_448', 'mldecoder_tresnet_l.miil_stanford_cars_384',
+    'tresnet_v2_l.miil_csl_openimages_224'}
+# Networks of which only the reference's numbers are known.
+NOT_BUILT = {'stam_8', 'stam_16', 'stam_32', 'stam_64', 'peta_album'}
+
+
+@pytest.mark.slow
+def test_numbers_of_parameters_are_those_of_the_networks():
+    for entry in catalog.weights().values():
+        if entry.architecture in NOT_BUILT:
+            assert entry.num_params is not None and not timm.is_model(entry.architecture)
+            continue
+        if entry.num_classes is None or entry.name in UNSURE or not timm.is_model(entry.architecture):
+            assert entry.num_params is None, entry.name
+            continue
+        if entry.name == 'miil_levit_768.miil_usi_in1k':        # its sizes stand in its file
+            assert entry.num_params is None
+            continue
+        groups = {'num_groups': entry.num_groups} if entry.num_groups else {}
+        network = timm.create_model(entry.architecture, num_classes=entry.num_classes, device='meta', **groups)
+        assert entry.num_params == sum(parameter.numel() for parameter in network.parameters()), entry.name
+
+
 def test_what_timm_could_not_describe_is_left_out():
     ours = [entry for entry in catalog.weights().values() if entry.timm_tag is None]
     supernets = {entry.name for entry in catalog.find('miil_mobilenasnet.*')}
