@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import timm
-import torch
+from huggingface_hub import constants
 
 from timm_miil import catalog, losses
 from timm_miil.cli import quickstart
 from timm_miil.cli.main import main
 from timm_miil.data import SceneConfig, make_scenes
+from timm_miil.models._pretrained_file import PublishedFile
+from timm_miil.models._safetensors_file import write_safetensors
 
 README = Path(__file__).resolve().parent.parent / 'README.md'
 TABLE = re.compile(r'(<!-- table of families: [^>]*-->\n)(.*?)(<!-- end of table -->)', re.DOTALL)
@@ -65,20 +67,20 @@ def folder(tmp_path_factory, short_run):
     return folder
 
 
-@pytest.fixture(scope='module')
-def torch_home(tmp_path_factory):
-    """A cache of torch with the file that the text downloads: there is no network here."""
-    home = tmp_path_factory.mktemp('torch')
-    cache = home / 'hub' / 'checkpoints'
-    cache.mkdir(parents=True)
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A cache with the weights that the text downloads: there is no network here."""
+    monkeypatch.setattr(constants, 'HF_HOME', str(tmp_path))
     entry = catalog.weight('mldecoder_tresnet_l.miil_coco_448')
-    torch.save({'model': timm.create_model(entry.name).state_dict()}, cache / entry.file_name)
-    return home
+    file = PublishedFile(entry.name, url=entry.url)
+    file.folder.mkdir()
+    write_safetensors(file.kept, timm.create_model(entry.name).state_dict(), {'name': entry.name})
 
 
 @pytest.mark.parametrize('code', blocks('python'))
-def test_python_blocks_run_as_written(code, folder, torch_home, monkeypatch):
-    monkeypatch.setenv('TORCH_HOME', str(torch_home))
+def test_python_blocks_run_as_written(code, folder, request, monkeypatch):
+    if 'pretrained=True' in code and 'mldecoder_tresnet_l' in code:
+        request.getfixturevalue('published')
     monkeypatch.chdir(folder)
     exec(compile(code, README.name, 'exec'), {'__name__': '__readme__'})
 
