@@ -128,6 +128,18 @@ def test_the_suffix_does_not_decide(tmp_path):
     assert_same(read_checkpoint(tmp_path / 'x.pth').tensors, weights())
 
 
+@BOTH_FORMATS
+@pytest.mark.parametrize('protocol', [1, 2, 3, 4, 5])
+def test_protocols_of_pickle(tmp_path, form, protocol):
+    torch.save(weights(), tmp_path / 'x.pth', pickle_protocol=protocol, **form)
+    if protocol in (2, 3):
+        assert_same(read_checkpoint(tmp_path / 'x.pth').tensors, weights())
+    elif protocol > 3:
+        assert 'weights_only=False' in refusal(tmp_path / 'x.pth', f'asks for pickle protocol {protocol}')
+    else:
+        refusal(tmp_path / 'x.pth', 'begins with' if form else 'instruction INT')
+
+
 # ---- what is none
 
 

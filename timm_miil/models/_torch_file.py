@@ -8,10 +8,10 @@ tensors in dictionaries need, and compares what is claimed with what the file ho
 import io
 import math
 import os
+import pickle
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,12 +19,14 @@ import torch
 
 from timm_miil._checks import cut, shown
 from timm_miil._errors import CheckpointError
+from timm_miil.models._safetensors_file import DTYPES
 
 __all__ = ['LEGACY_START', 'ZIP_START', 'load_torch_file']
 
 ZIP_START, LEGACY_START = b'PK\x03\x04', b'\x80'
 MAX_PICKLE_BYTES = 4_000_000      # 600 tensors and 11221 labels are 0.5 million
 MAX_DIRECTORY_BYTES = 64_000_000  # of a zip file, whose end says how long it is
+MAX_PROTOCOL = 3      # of pickle, which torch takes with weights_only=True
 MAX_DIMENSIONS = 16
 MAX_SHARING = 16      # bytes of all tensors to bytes of the file
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950a86a20f9469cfc6c, 1001
@@ -38,6 +40,8 @@ STORAGES = {
 TENSOR_MAKERS = frozenset(f'torch._utils.{name}' for name in (
     '_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_tensor_v3'))
 PARAMETER, ORDERED_DICT, SIZE = 'torch._utils._rebuild_parameter', 'collections.OrderedDict', 'torch.Size'
+DTYPE_BYTES = {str(dtype): dtype.itemsize for dtype in DTYPES.values()}
+KNOWN = frozenset((*STORAGES, *TENSOR_MAKERS, *DTYPE_BYTES, PARAMETER, ORDERED_DICT, SIZE))
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
 CONTAINERS = frozenset(('EMPTY_DICT', 'EMPTY_LIST', 'EMPTY_SET'))
 VALUES = frozenset((
@@ -73,7 +77,10 @@ def load_torch_file(path: Path) -> Any:
     try:
         with open(path, 'rb') as file:
             is_zip = file.read(len(ZIP_START)) == ZIP_START
-            _check_zip(file, path.stat().st_size) if is_zip else _check_legacy(file, path.stat().st_size)
+            check = _check_zip if is_zip else _check_legacy
+            protocol = check(file, path.stat().st_size).protocol
+            if protocol > MAX_PROTOCOL:
+                raise _NeedsCode(f'pickle protocol {protocol}')
     except _NeedsCode as error:
         raise CheckpointError(f'{path} asks for {error}, which is more than tensors and names. '
                               f'{_how_to_save_again(path)}') from error
@@ -87,6 +94,9 @@ def load_torch_file(path: Path) -> Any:
             return torch.load(path, map_location='cpu', weights_only=True, mmap=is_zip)
     except (OSError, MemoryError):
         raise
+    except pickle.UnpicklingError as error:  # its words advise to run the file
+        raise CheckpointError(f'{path} is none that this version of torch reads safely. '
+                              f'{_how_to_save_again(path)}') from error
     except Exception as error:  # whatever a file can still cause in torch
         raise CheckpointError(f'{path} is not a checkpoint that torch can read: {type(error).__name__}: '
                               f'{cut(str(error))}; get it again.') from error
@@ -117,7 +127,7 @@ class _Bounded(io.BufferedReader):
         return super().read(size)
 
 
-def _check_zip(file: BinaryIO, size: int) -> None:
+def _check_zip(file: BinaryIO, size: int) -> '_Machine':
     with open(file.fileno(), 'rb', buffering=0, closefd=False) as raw, zipfile.ZipFile(_Bounded(raw)) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
@@ -142,6 +152,7 @@ def _check_zip(file: BinaryIO, size: int) -> None:
             held, claimed = archive.getinfo(f'{top}/data/{key}').file_size, storage.items * storage.item_bytes
             if held != claimed:
                 raise ValueError(f'storage {shown(key)} claims {claimed} bytes and has {held}')
+        return machine
 
 
 def _check_entry(entry: zipfile.ZipInfo) -> None:
@@ -154,7 +165,7 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
                          f'torch.save does not do this')
 
 
-def _check_legacy(file: BinaryIO, size: int) -> None:
+def _check_legacy(file: BinaryIO, size: int) -> '_Machine':
     file.seek(0)
     head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
     machine = _Machine(size)
@@ -165,6 +176,7 @@ def _check_legacy(file: BinaryIO, size: int) -> None:
     claimed, left = sum(each.items * each.item_bytes for each in machine.storages.values()), size - head.tell()
     if claimed > left:
         raise ValueError(f'its tensors claim {claimed} bytes, and {left} are left')
+    return machine
 
 
 # ---- the pickle
@@ -179,6 +191,7 @@ class _Machine:
 
     def __init__(self, size: int) -> None:
         self.storages: dict[str, _Storage] = {}
+        self.protocol = 0    # of the last pickle
         self.most, self.total = MAX_SHARING * size, 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -192,13 +205,16 @@ class _Machine:
         """
         memo: dict[int, Any] = {}
         self.stack, self.marks = [], []
-        for op, value, _ in _instructions(stream):
+        for instruction, argument, _ in pickletools.genops(stream):
+            op, value = instruction.name, argument    # type: str, Any
             if op in ('BINPUT', 'LONG_BINPUT'):
                 memo[value] = self.stack[-1]
             elif op == 'MEMOIZE':
                 memo[len(memo)] = self.stack[-1]
             elif op in ('BINGET', 'LONG_BINGET'):
                 self.stack.append(memo[value])
+            elif op == 'PROTO':
+                self.protocol = value
             elif op == 'STOP':
                 return self.stack.pop()
             else:
@@ -236,7 +252,7 @@ class _Machine:
         elif op == 'BUILD':
             inner = stack.pop()
             _expect(isinstance(inner, _Made) and isinstance(stack[-1], _Made), 'something is given a state')
-        elif op not in ('PROTO', 'FRAME'):
+        elif op != 'FRAME':
             raise _NeedsCode(f'the pickle instruction {op}')
 
     def _last(self, count: int) -> list[Any]:
@@ -272,7 +288,7 @@ class _Machine:
         if name in TENSOR_MAKERS:
             storage, offset, shape, stride, *more = arguments
             dtype = more[2] if name.endswith('_v3') else None
-            self._tensor(storage, offset, shape, stride, _item_bytes(dtype.name) if dtype else storage.item_bytes)
+            self._tensor(storage, offset, shape, stride, DTYPE_BYTES[dtype.name] if dtype else storage.item_bytes)
             return _Made()
         if name == PARAMETER:
             _expect(isinstance(arguments[0], _Made) and not arguments[0].is_dict, 'a parameter is no tensor')
@@ -300,13 +316,8 @@ class _Machine:
                              f'size of the file')
 
 
-def _instructions(stream: BinaryIO) -> Iterator[tuple[str, Any, int | None]]:
-    for op, value, place in pickletools.genops(stream):
-        yield op.name, value, place
-
-
 def _known(name: str) -> _Global:
-    if name not in {*STORAGES, *TENSOR_MAKERS, PARAMETER, ORDERED_DICT, SIZE} and not _item_bytes(name):
+    if name not in KNOWN:
         raise _NeedsCode(f'the global {shown(name)}{_said_of(name)}')
     return _Global(name)
 
@@ -315,13 +326,6 @@ def _said_of(name: str) -> str:
     kinds = {'sparse': 'a sparse tensor', 'qtensor': 'a quantised tensor', 'Complex': 'complex numbers',
              'QInt': 'a quantised tensor', 'QUInt': 'a quantised tensor'}
     return next((f' ({words})' for part, words in kinds.items() if name.startswith('torch') and part in name), '')
-
-
-def _item_bytes(name: str) -> int:
-    """Bytes of one number of a torch.dtype of that name; 0 if there is none, or none for weights."""
-    module, _, word = name.rpartition('.')
-    dtype = getattr(torch, word, None) if module == 'torch' else None
-    return dtype.itemsize if isinstance(dtype, torch.dtype) and not dtype.is_complex else 0
 
 
 def _is_count(value: Any) -> bool:
