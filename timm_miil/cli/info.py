@@ -95,6 +95,9 @@ def _use(name: str, entry: catalog.Weights | None) -> Iterator[str]:
         yield 'import timm, timm_miil'
         yield f'model = timm.create_model({loadable!r}, pretrained=True)'
         yield f'timm-miil predict --model {loadable} picture.jpg'
+    elif entry and is_model(entry.architecture):
+        yield f'timm-miil convert {entry.name} -o model  # the file alone can tell all that a network needs to know'
+        yield "model = timm.create_model('local-dir:model', pretrained=True)"
     elif entry:
         yield 'timm does not load these weights yet.'
     elif is_model(name):
