@@ -197,6 +197,46 @@ def test_what_converting_changes_is_told_where_something_is_converted(name):
         assert all(sentence in section(card, 'Conversion') for sentence in entry.conversion)
 
 
+# ---- the card of a repository
+
+
+def test_a_repositorys_card_is_of_its_file():
+    name, labels = 'tresnet_l.miil_openimages_448', [f'thing {number}' for number in range(9605)]
+    network = Network('miil_tresnet_l_bottleneck', num_classes=9605)
+    card = catalog_card(name, repo_id='lab/things', network=network, label_names=labels)
+    assert '**Architecture:** `miil_tresnet_l_bottleneck` of timm-miil; the catalogue calls it `tresnet_l`' in card
+    assert '**Parameters:** 59.73 M' in card and '`thing 11`, and 9593 more in `config.json`' in card
+    assert {re.search(r"create_model\('(.*?)'", block)[1] for block in blocks(card)} == {'hf-hub:lab/things'}
+    assert "names = model.pretrained_cfg['label_names']" in card and 'made these files of the original file' in card
+    assert catalog_card(name, repo_id='lab/things', network=network, label_names=labels) == card
+
+    folder = catalog_card(name, network=Network('mldecoder_tresnet_m', {'num_groups': 7}, 9605))
+    assert '`mldecoder_tresnet_m` of timm-miil with `num_groups=7`' in folder
+    assert "timm.create_model('tresnet_l.miil_openimages_448', pretrained=True)" in folder
+
+
+def test_names_of_classes_do_nothing_to_the_card():
+    evil = ['<script>alert(1)</script>', 'a\nb', '[x](javascript:1)', 'tick ` tock', '\x1b[31mred', '\u202eold']
+    card = catalog_card('tresnet_m.miil_coco_224', network=Network('test_resnet', num_classes=6), label_names=evil)
+    [line] = [line for line in card.splitlines() if line.startswith('- **Classes:**')]
+    assert line == (
+        r"- **Classes:** 6: `<script>alert(1)</script>`, `a\nb`, `[x](javascript:1)`, `tick ' tock`, `\x1b[31mred`, "
+        r"`\u202eold`")
+    assert all(char.isprintable() or char == '\n' for char in card)
+
+
+@pytest.mark.parametrize(('name', 'facts', 'message'), [
+    ('tresnet_m.miil_coco', {}, "unknown weights 'tresnet_m.miil_coco'; did you mean"),
+    ('tresnet_m.miil_coco_224', {'label_names': ['a']}, 'one name a class, got 1 for the 80 classes of tresnet_m.miil'),
+    ('resnet50.miil_single_label_in21k', {'label_names': ['a']}, 'got 1 for the unknown classes'),
+    ('peta_album.miil_ml_cufed', {'repo_id': 'lab/x'}, 'peta_album.miil_ml_cufed must not be published: Alibaba-MIIL/'),
+    ('tresnet_m.miil_in1k', {'repo_id': 'lab/x'}, 'must not be published: timm has them on the Hub already'),
+])
+def test_cards_that_would_be_wrong_are_refused(name, facts, message):
+    with pytest.raises(ValueError, match=message):
+        catalog_card(name, **facts)
+
+
 # ---- the code
 
 

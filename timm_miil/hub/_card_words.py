@@ -13,6 +13,7 @@ __all__ = [
 
 NAMED_LABELS = 12
 WORD_DIMS = 300
+ORIGINS = {'paper': 'the authors', 'measured': 'measured by us'}
 HUB, GITHUB, ARXIV = 'https://huggingface.co', 'https://github.com', 'https://arxiv.org/abs'
 
 
@@ -261,15 +262,16 @@ def results(subject: Subject) -> Iterator[str]:
     own = [metric for metric in entry.metrics if metric.setting is None]
     if own:
         yield '\n'.join([
-            '| metric | measured on | value | origin |', '|---|---|---|---|',
-            *(f'| {catalog.METRICS[metric.name]} | {metric.dataset or title} | {metric.value:.2f} | {metric.origin} |'
-              for metric in own)])
+            '| metric | measured on | value | whose number |', '|---|---|---|---|',
+            *(f'| {catalog.METRICS[metric.name]} | {metric.dataset or title} | {metric.value:.2f} | '
+              f'{ORIGINS[metric.origin]} |' for metric in own)])
     else:
         yield 'No number for these very weights is published, as far as we know, and nobody here has measured one.'
     sources = dict.fromkeys(metric.source for metric in own if metric.source is not None)
     if sources:
+        how = ', prepared as said above' if entry.crop_pct is not None and entry.mean is not None else ''
         yield (
-            f'The authors measured it, on the part of {title} that they evaluate on. It was read from the '
+            f'The authors measured it, on the part of {title} that they evaluate on{how}. It was read from the '
             f'{" and the ".join(map(as_text, sources))}, and has not been measured again here.')
     for command, date, hardware in dict.fromkeys(
             (metric.command, metric.date, metric.hardware) for metric in own if metric.command is not None):

@@ -65,8 +65,8 @@ def _subject(
         label_names = catalog.label_set(entry.labels).labels
     if label_names is not None and len(label_names) != num_classes:
         raise ValueError(
-            f'label_names must have one name a class, got {len(label_names)} for the {num_classes} classes of '
-            f'{entry.name}.')
+            f'label_names must have one name a class, got {len(label_names)} for the {num_classes or "unknown"} '
+            f'classes of {entry.name}.')
     num_params = entry.num_params
     if network is not None:
         num_params = sum(parameter.numel() for parameter in network.build(device='meta').parameters())
