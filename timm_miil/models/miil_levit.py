@@ -22,6 +22,7 @@ from timm_miil._errors import CheckpointError
 from timm_miil._timm import update_model_args
 from timm_miil.models._fit import create_published, fit_published
 from timm_miil.models._loading import explain_checkpoint_errors, unwrap
+from timm_miil.models._pretrained_file import keep_in
 
 __all__ = ['convert_original_levit', 'read_levit_sizes']
 
@@ -206,6 +207,10 @@ def _default_cfgs() -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(_default_cfgs())
 
 
+def _cfg(kwargs: Mapping[str, Any]) -> PretrainedCfg:
+    return resolve_pretrained_cfg('miil_levit_768', kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+
+
 @register_model
 def miil_levit_768(pretrained: bool = False, distilled: bool = False, **kwargs: Any) -> Levit:
     """LeViT of the sizes of a file or of those given: `embed_dim`, `key_dim`, `depth`, `num_heads`, arXiv:2204.03475.
@@ -221,8 +226,8 @@ def miil_levit_768(pretrained: bool = False, distilled: bool = False, **kwargs: 
     """
     sizes: dict[str, Any] = {}
     if not all(size in kwargs for size in SIZES):
-        cfg = resolve_pretrained_cfg(
-            'miil_levit_768', kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+        cfg = _cfg(kwargs)
+        kwargs = keep_in(cfg, kwargs)
         if not (pretrained and cfg.file):
             raise ValueError(
                 'miil_levit_768 has no sizes of its own, for no repository defines it: they are those of its file. Use '
@@ -230,7 +235,7 @@ def miil_levit_768(pretrained: bool = False, distilled: bool = False, **kwargs: 
                 f'{", ".join(SIZES)} (got {", ".join(size for size in SIZES if size in kwargs) or "none"}); '
                 'timm_miil.models.published.identify reads them from the tensors of a file.')
         with explain_checkpoint_errors(cfg.to_dict(), kwargs.get('cache_dir')):
-            sizes = read_levit_sizes(unwrap(load_state_dict(os.fspath(cfg.file))))
+            sizes = read_levit_sizes(unwrap(load_state_dict(os.fspath(_cfg(kwargs).file or ''))))
     args = {'distilled': distilled, **sizes, **kwargs}
     model_class = LevitDistilled if args.pop('distilled') else Levit
     if model_class is LevitDistilled:

@@ -97,7 +97,7 @@ class CifarResNet(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Regular expressions of the stem and the blocks."""
-        return dict(stem=r'^(conv1|bn1)', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
+        return dict(stem=r'^(?:conv1|bn1)\.', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
