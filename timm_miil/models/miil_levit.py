@@ -26,7 +26,7 @@ from timm_miil.models._pretrained_file import keep_in
 
 __all__ = ['convert_original_levit', 'read_levit_sizes']
 
-ORIGINAL_STEM = 'patch_embed.0.c.weight'
+ORIGINAL = 'blocks.0.m.'
 STEM = 'stem.conv1.linear.weight'
 NORM_KEYS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 TABLE = 'attention_bias_idxs'  # an index table that old files hold
@@ -107,7 +107,7 @@ def to_timm_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If a key of an original file is not of its layout.
     """
-    if ORIGINAL_STEM in state_dict:
+    if any(key.startswith(ORIGINAL) for key in state_dict):
         return convert_original_levit(state_dict)
     return {key: tensor for key, tensor in state_dict.items() if not key.endswith(TABLE)}
 

@@ -59,7 +59,7 @@ OFA_BESIDE = {
     'feature_mix_layer.conv': 'conv_head',
     'classifier.linear': 'classifier',
 }
-OFA_MARKER = 'first_conv.conv.weight'
+OFA_MARKER = '.mobile_inverted_conv.'
 
 
 def convert_original_ofa(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,7 +98,8 @@ def to_timm_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If it is an original OFA-595M with a key that is not its own.
     """
-    return convert_original_ofa(state_dict) if OFA_MARKER in state_dict else dict(state_dict)
+    is_original = any(OFA_MARKER in key for key in state_dict)
+    return convert_original_ofa(state_dict) if is_original else dict(state_dict)
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
