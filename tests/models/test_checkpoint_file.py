@@ -11,6 +11,7 @@ import sys
 import textwrap
 import tracemalloc
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -445,10 +446,11 @@ def test_a_value_nested_too_deeply_is_only_an_extra(tmp_path):
     assert read_checkpoint(tmp_path / 'x.pth').extras == ('deep',)
 
 
-def test_attributes_of_a_dictionary_hide_none_of_its_methods(tmp_path):
+@pytest.mark.parametrize('wrap', [b'%s', b'}' + number('model') + b'%ss'], ids=['bare', 'wrapped'])
+def test_attributes_of_a_dictionary_hide_none_of_its_methods(tmp_path, wrap):
     hidden = b'}(' + b''.join(number(name) + b'N' for name in ('items', 'get', 'values', 'keys')) + b'u'
-    code = b'\x80\x02ccollections\nOrderedDict\n)R(' + tensor_code()[4:-2] + b'u' + hidden + b'b.'
-    torch_zip(tmp_path / 'x.pth', code, more=[DATA])
+    code = b'ccollections\nOrderedDict\n)R(' + tensor_code()[4:-2] + b'u' + hidden + b'b'
+    torch_zip(tmp_path / 'x.pth', b'\x80\x02' + wrap % code + b'.', more=[DATA])
     assert read_checkpoint(tmp_path / 'x.pth').tensors['w0'].tolist() == [1, 2, 3, 4]
 
 
@@ -489,6 +491,15 @@ def test_compressed_bombs_are_refused(tmp_path):
         archive.writestr('x/data.pkl', tensor_code())
         archive.writestr('x/data/0', bytes(30_000_000))
     refusal(tmp_path / 'x.pth', "entry .* is compressed")
+
+
+def test_compression_that_changes_no_size_is_refused_too(tmp_path):
+    content = next(b'a' * length for length in range(4, 20) if len(zlib.compress(b'a' * length, wbits=-15)) == length)
+    with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+        archive.writestr('x/data.pkl', tensor_code())
+        archive.writestr('x/data/0', content, zipfile.ZIP_DEFLATED)
+        assert archive.getinfo('x/data/0').compress_size == len(content)
+    refusal(tmp_path / 'x.pth', "entry 'x/data/0' is compressed")
 
 
 def patched(path, field, value):
