@@ -12,14 +12,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
 
 from huggingface_hub import constants, get_token, hf_hub_download
 from huggingface_hub.errors import (
     DisabledRepoError, EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError,
     RevisionNotFoundError)
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled  # type: ignore[attr-defined]  # not in its __all__
 from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, model_entrypoint
 
@@ -72,7 +72,8 @@ class PublishedFile(os.PathLike[str]):
             hub_id: str | None = None,
             cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.name, self.url, self.hub_id, self.cache_dir = name, url, hub_id, cache_dir
+        self.name, self.url, self.hub_id = name, url, hub_id
+        self.cache_dir = os.fspath(cache_dir) if cache_dir is not None else None
         self._found: Path | None = None
 
     def __fspath__(self) -> str:
@@ -107,7 +108,7 @@ class PublishedFile(os.PathLike[str]):
         return hash(self._facts())
 
     def _facts(self) -> tuple[str | None, ...]:
-        return self.name, self.url, self.hub_id, self.cache_dir and os.fspath(self.cache_dir)
+        return self.name, self.url, self.hub_id, self.cache_dir
 
     @property
     def folder(self) -> Path:
@@ -139,7 +140,7 @@ class PublishedFile(os.PathLike[str]):
         repository, _, revision = self.hub_id.partition('@')
         try:
             return Path(hf_hub_download(
-                repository, WEIGHTS_FILE, revision=revision or None, cache_dir=self.cache_dir and str(self.cache_dir)))
+                repository, WEIGHTS_FILE, revision=revision or None, cache_dir=self.cache_dir))
         except Exception as error:  # the client's, and whatever its transport raises
             if self.url is not None and self._may_pass(error):
                 _logger.info(f'{self.name}: not in {self.hub_id!r} on the Hub, so that {self.url} serves')
@@ -214,7 +215,7 @@ class PublishedCfg(PretrainedCfg):
     """
 
     def __post_init__(self) -> None:
-        file: object = self.file
+        file = cast(object, self.file)
         if isinstance(file, PublishedFile):
             found = None if self.hf_hub_filename else file.of(self.url, self.hf_hub_id)
             self.file = found  # type: ignore[assignment]  # timm says str, and takes any path

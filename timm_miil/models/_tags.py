@@ -35,7 +35,7 @@ def _published(
     fields = facts if known is None else {field.name: getattr(known, field.name) for field in dataclasses.fields(known)}
     own: dict[str, object] = {'architecture': architecture, 'tag': tag}
     file = PublishedFile(name, url=_text(fields.get('url')), hub_id=_text(fields.get('hf_hub_id')))
-    return PublishedCfg(**{**fields, **own, 'file': file})  # type: ignore[arg-type]  # timm's fields are of many types
+    return PublishedCfg(**{**fields, **own, 'file': file})
 
 
 def _text(value: object) -> str | None:

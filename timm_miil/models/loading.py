@@ -16,6 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from timm.models import create_model, is_model, list_models, parse_model_name, resolve_pretrained_cfg
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from timm_miil import catalog
 from timm_miil._checks import nearest
@@ -26,6 +27,8 @@ from timm_miil.models.saved_config import read_config
 __all__ = ['load_model']
 
 WEIGHTS_FILE = 'model.safetensors'
+DRAWS = frozenset({Tensor.normal_, Tensor.uniform_})
+CONTAINERS = (dict, list, tuple)
 
 _logger = logging.getLogger(__name__)
 
@@ -132,15 +135,28 @@ def _hint(name: str, known: list[str] | None = None) -> str:
 def _built_without_storage(name: str, arguments: dict[str, Any]) -> nn.Module | None:
     """The network on the meta device, with timm's configuration; None if it cannot be built there."""
     try:
-        with torch.random.fork_rng(devices=[]):  # some draw numbers even without storage
+        with torch.random.fork_rng(devices=[]), _NoDraws():
             model = create_model(name, pretrained=False, device=torch.device('meta'), **arguments)
     except Exception as error:  # if it is the caller's mistake, timm's own way raises it too
         _logger.debug(f'{name} cannot be built on the meta device: {error}')
         return None
-    # timm drops the classifier of a file for other classes, and assigning would part what is shared.
-    is_adapted = model.pretrained_cfg.get('num_classes') != getattr(model, 'num_classes', None)
-    shares = len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.parameters()))
-    return None if is_adapted or shares or getattr(model, 'settings_in_file', False) else model
+    # timm drops the classifier of a file for other classes.
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # a module's attributes are of any type
+    is_adapted = cfg.get('num_classes') != getattr(model, 'num_classes', None)
+    return None if is_adapted or getattr(model, 'settings_in_file', False) else model
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves tensors without storage as they are: drawing what nobody keeps takes most of the time of building."""
+
+    def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in DRAWS or getattr(func, '__module__', None) == 'torch.nn.init':
+            tensor = args[0] if args else kwargs.get('tensor')
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def _weights_of(model: nn.Module, cache_dir: str | None) -> Path | None:
@@ -166,15 +182,19 @@ def _weights_of(model: nn.Module, cache_dir: str | None) -> Path | None:
 
 def _map(model: nn.Module, path: Path, device: torch.device, private_copy: bool) -> bool:
     """Make the file's tensors the model's; False if they do not fit, or do not make the whole model."""
-    wanted = model.state_dict()
+    wanted = model.state_dict(keep_vars=True)
+    if len(set(map(id, wanted.values()))) < len(wanted):  # assigning would part what is shared
+        return False
     try:
         with safe_open(path, 'pt', device=str(device)) as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
-            if shapes != {key: list(tensor.shape) for key, tensor in wanted.items()}:
+            if wanted.keys() != set(file.keys()):
                 return False
-            tensors = {key: file.get_tensor(key).to(tensor.dtype) for key, tensor in wanted.items()}
+            tensors = {key: file.get_tensor(key) for key in wanted}
     except SafetensorError:  # timm's way explains it
         return False
+    if any(tensors[key].shape != tensor.shape for key, tensor in wanted.items()):
+        return False
+    tensors = {key: tensors[key].to(tensor.dtype) for key, tensor in wanted.items()}
     if private_copy and device.type == 'cpu':
         tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -191,5 +211,8 @@ def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and tensors that modules keep otherwise."""
     for module in model.modules():
         for value in vars(module).values():
-            items = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
-            yield from (item for item in items if isinstance(item, Tensor))
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, CONTAINERS) and value:
+                items = value.values() if isinstance(value, dict) else value
+                yield from (item for item in items if isinstance(item, Tensor))

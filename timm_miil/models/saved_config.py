@@ -46,7 +46,8 @@ def read_config(source: str | None, where: str, cache_dir: str | os.PathLike[str
         case 'hf-hub':
             repository, _, revision = where.partition('@')
             path = Path(hf_hub_download(
-                repository, CONFIG_FILE, revision=revision or None, cache_dir=cache_dir and os.fspath(cache_dir)))
+                repository, CONFIG_FILE, revision=revision or None,
+                cache_dir=os.fspath(cache_dir) if cache_dir is not None else None))
         case _:
             return {}
     try:
