@@ -1,4 +1,5 @@
 """The fixed input and what is recorded of a network's answer: the same anywhere, and different for other weights."""
+import copy
 import json
 
 import pytest
@@ -51,6 +52,16 @@ def test_neither_generator_nor_default_dtype_nor_threads_matter(model, record):
         check_probe(model, record)
 
 
+def test_equal_weights_give_equal_records(model, record):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for other in (model, copy.deepcopy(model).to(memory_format=torch.channels_last), copy.deepcopy(model).double()):
+            assert record_probe(other) == record
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_modes_and_gradients_stay(model, record):
     model.train()
     model.body.conv1.eval()
@@ -60,10 +71,11 @@ def test_modes_and_gradients_stay(model, record):
     model.eval()
 
 
-def test_half_is_asked_in_float32(model):
+def test_half_is_asked_as_it_loads(model):
     half = timm.create_model('miil_tresnet_v2_xl', layers=(1, 1, 1, 1), width_factor=0.25, num_classes=40).half()
     record = record_probe(half)
     assert next(half.parameters()).dtype == torch.float16, 'the model itself is as it was'
+    check_probe(half, record)
     check_probe(half.float(), record)
 
 

@@ -22,7 +22,8 @@ PICTURES = 2
 SHOWN_LOGITS = 16
 LARGEST_SIDE = 224  # a network that takes other sizes than its own is asked at this one, which is quicker
 BLOCK_PX = 8
-TOLERANCE = 1e-4  # of the largest logit; kernels and numbers of threads differ by 1e-6, another tensor by 1e-2 and more
+TOLERANCE = 1e-4  # of the largest logit; float32 is off by 1e-6 to 1e-5, another tensor by 1e-2 and more
+DIGITS = 6  # that are recorded; float64 gives the same ones on each machine, so that equal weights give equal records
 
 # What a record of somebody else's may ask for.
 MAX_CHANNELS, MAX_SIDE = 16, 1024
@@ -44,8 +45,7 @@ def probe_pictures(shape: tuple[int, int, int, int]) -> Tensor:
 def record_probe(model: nn.Module) -> dict[str, Any]:
     """What the model answers, as JSON takes it.
 
-    It is asked in evaluation mode, in float32 on the CPU: of a model in another dtype or place a copy is asked. The
-    model's modes are as before afterwards.
+    A copy of it is asked, in evaluation mode, in float64 on the CPU.
 
     Args:
         model: With timm's `pretrained_cfg`, whose `input_size` and `fixed_input_size` are used.
@@ -60,20 +60,24 @@ def record_probe(model: nn.Module) -> dict[str, Any]:
         height, width = (
             max(low, min(side, LARGEST_SIDE)) for side, low in ((height, low_height), (width, low_width)))
     shape = (PICTURES, int(channels), int(height), int(width))
-    logits = _ask(model, shape)
+    logits = _ask(model, shape, torch.float64)
     return {
         'recipe': RECIPE,
         'shape': list(shape),
         'num_logits': logits.shape[1],
         'logits': [[_rounded(value) for value in row] for row in logits[:, :SHOWN_LOGITS].tolist()],
-        'norms': [_rounded(value) for value in logits.double().norm(dim=1).tolist()],
+        'norms': [_rounded(value) for value in logits.norm(dim=1).tolist()],
     }
 
 
 def check_probe(model: nn.Module, recorded: object) -> None:
-    """Raise HubError unless the model answers what `record_probe` has recorded, or if that is no such record."""
+    """Raise HubError unless the model answers what `record_probe` has recorded, or if that is no such record.
+
+    It is asked in evaluation mode, in float32 on the CPU: of a model in another dtype or place a copy is asked. The
+    model's modes are as before afterwards.
+    """
     record = _read(recorded)
-    logits = _ask(model, tuple(record['shape']))
+    logits = _ask(model, tuple(record['shape']), torch.float32)
     if logits.shape[1] != record['num_logits']:
         raise HubError(f'the model gives {logits.shape[1]} logits where {record["num_logits"]} were recorded.')
     norms = logits.double().norm(dim=1).tolist()
@@ -93,12 +97,12 @@ def _scatter(numbers: Tensor) -> Tensor:
     return (numbers * numbers % 2147483647 * 48271 + numbers * 69621 + 11) % 2147483647 % 256
 
 
-def _ask(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Logits of the pictures, (PICTURES, classes), float32."""
+def _ask(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Logits of the pictures, (PICTURES, classes)."""
     tensors = [*model.parameters(), *model.buffers()]
-    if any(t.device.type != 'cpu' or t.is_floating_point() and t.dtype != torch.float32 for t in tensors):
-        model = copy.deepcopy(model).to(device='cpu', dtype=torch.float32)
-    pictures = probe_pictures((shape[0], shape[1], shape[2], shape[3]))
+    if any(tensor.device.type != 'cpu' or tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors):
+        model = copy.deepcopy(model).to(device='cpu', dtype=dtype)
+    pictures = probe_pictures((shape[0], shape[1], shape[2], shape[3])).to(dtype)
     try:
         with _evaluated(model), torch.no_grad(), torch.autocast('cpu', enabled=False):
             logits = model(pictures)
@@ -110,7 +114,7 @@ def _ask(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     if not logits.isfinite().all():
         raise HubError('the model gives logits that are not finite numbers for the fixed pictures; its weights are '
                        'damaged.')
-    return logits.float()
+    return logits.to(dtype)
 
 
 @contextlib.contextmanager
@@ -125,7 +129,7 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
 
 
 def _rounded(value: float) -> float:
-    return float(f'{value:.8g}')
+    return float(f'{value:.{DIGITS}g}')
 
 
 def _read(recorded: object) -> Mapping[str, Any]:
