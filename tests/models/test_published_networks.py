@@ -156,6 +156,8 @@ def change(tensors, key, shape):
     ('blocks.0.m.qkv.c.weight', (0, 24), 'must be a matrix'),
     ('blocks.0.m.qkv.c.weight', (5,), 'must be a matrix'),
     ('blocks.4.m.qkv.c.weight', (40 + 2 * 5 * 9, 40), r'keys of \[8, 9, 8\] dimensions'),
+    ('blocks.0.m.attention_biases', (2, 190), 'over 190 positions; expected the square'),
+    ('blocks.0.m.attention_biases', (2, 1000000), 'over 1000000 positions.*side of at most 64'),
     ('blocks.0.x.weight', (1,), "first is 'blocks.0.x.weight'"),
     ('blocks.2.kv.c.weight', (7, 24), 'downsample.attn_downsample.kv.linear.weight is'),
 ])

@@ -24,7 +24,7 @@ from timm_miil.models._fit import create_published, fit_published
 from timm_miil.models._loading import explain_checkpoint_errors, unwrap
 from timm_miil.models._pretrained_file import keep_in
 
-__all__ = ['convert_original_levit', 'read_levit_sizes']
+__all__ = ['convert_original_levit', 'read_levit_sizes', 'to_timm_names']
 
 ORIGINAL = 'blocks.0.m.'
 STEM = 'stem.conv1.linear.weight'
@@ -35,7 +35,8 @@ ATTENTION = {'m.qkv': 'qkv', 'm.proj.1': 'proj.ln'}
 MLP = {'m.0': 'ln1', 'm.2': 'ln2'}
 SUBSAMPLE = {'kv': 'kv', 'q.1': 'q.ln', 'proj.1': 'proj.ln'}
 SIZES = ('embed_dim', 'key_dim', 'depth', 'num_heads')
-IMAGE_PX = 224
+PATCH_PX = 16
+IMAGE_PX, MAX_IMAGE_PX = 224, 1024
 CLASSIFIER = 'head.linear'
 DISTILLED = ('head.linear', 'head_dist.linear')
 
@@ -137,7 +138,12 @@ def read_levit_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         'key_dim': key_dims.pop(),
         **{name: [stage[name] for stage in found] for name in ('attn_ratio', 'mlp_ratio')},
     }
-    side = isqrt(_shape(tensors, 'stages.0.blocks.0.attn.attention_biases')[1]) * 16
+    positions = _shape(tensors, 'stages.0.blocks.0.attn.attention_biases')[1]
+    side = isqrt(positions) * PATCH_PX
+    if side * side != positions * PATCH_PX ** 2 or side > MAX_IMAGE_PX:  # index tables grow with the fourth power
+        raise CheckpointError(
+            f'the LeViT attends over {positions} positions; expected the square of a side of at most '
+            f'{MAX_IMAGE_PX // PATCH_PX}, as pictures of {MAX_IMAGE_PX} pixels have.')
     if side != IMAGE_PX:
         sizes['img_size'] = [side, side]
     if f'{DISTILLED[1]}.weight' in tensors:

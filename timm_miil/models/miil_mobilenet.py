@@ -18,7 +18,7 @@ from timm_miil._timm import SqueezeExcite, decode_arch_def, pretrained_cfg_for_f
 from timm_miil.models._fit import create_published, fit_published
 from timm_miil.models._loading import unwrap
 
-__all__ = ['convert_original_ofa']
+__all__ = ['convert_original_ofa', 'to_timm_names']
 
 # One word a block: kernel, expansion, and a + where it has squeeze-and-excitation.
 BINAS_STAGES = ('s2 c24 re', 's2 c40 re', 's2 c80 hs', 's1 c112 hs', 's2 c192 hs')  # first stride, width, activation

@@ -24,7 +24,7 @@ STEM_WIDTH = 32
 WIDTHS = (64, 128, 256)
 
 
-class BasicBlock(nn.Module):
+class _BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut; a strided or wider one has a 1x1 convolution in its shortcut."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int, **placement: Any) -> None:
@@ -82,7 +82,7 @@ class CifarResNet(nn.Module):
         blocks, below, stages = (depth - 2) // 6, STEM_WIDTH, []
         for i, width in enumerate(WIDTHS):
             stages.append(nn.Sequential(*(
-                BasicBlock(width if j else below, width, 2 if i and not j else 1, **placement) for j in range(blocks))))
+                _BasicBlock(width if j else below, width, 2 if i and not j else 1, **placement) for j in range(blocks))))
             below = width
         self.layer1, self.layer2, self.layer3 = stages
         self.feature_info = [

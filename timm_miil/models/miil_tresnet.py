@@ -20,7 +20,7 @@ from timm_miil._errors import CheckpointError
 from timm_miil.models._fit import create_published, fit_published
 from timm_miil.models._loading import unwrap
 
-__all__ = ['BottleneckTResNet', 'SDLTResNet', 'SlopedTResNet', 'convert_original_tresnet']
+__all__ = ['BottleneckTResNet', 'SDLTResNet', 'SlopedTResNet', 'convert_original_tresnet', 'to_timm_names']
 
 ABN_EPS = 1e-5
 NORM_KEYS = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
