@@ -216,6 +216,24 @@ def test_a_file_that_was_replaced_meanwhile_starts_anew(tmp_path, web, careless,
     check(download(url, tmp_path), content)
 
 
+def test_a_replaced_file_shows_by_its_length_where_the_server_says_no_more(tmp_path, web):
+    url = web.put('/x.pth', BIG, etag='"1"')
+    web.faults = [Fault(stop=2 * MB), *[Fault(status=500)] * 4]
+    with pytest.raises(CheckpointError):
+        download(url, tmp_path)
+    web.put('/x.pth', OTHER)
+    web.faults = [Fault(careless=True, headers={'ETag': None})]
+    check(download(url, tmp_path), OTHER)
+
+
+def test_a_part_of_another_address_is_not_used(tmp_path, web):
+    url, other = web.put('/a/x.pth', BIG, etag='"1"'), web.put('/b/x.pth', BIG[::-1], etag='"1"')
+    web.faults = [Fault(stop=2 * MB), *[Fault(status=500)] * 4]
+    with pytest.raises(CheckpointError):
+        download(url, tmp_path)
+    check(download(other, tmp_path), BIG[::-1])
+
+
 @pytest.mark.parametrize('spoil', [
     lambda part, facts: facts.unlink(),
     lambda part, facts: facts.write_text('[' * 100_000),
