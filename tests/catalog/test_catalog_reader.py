@@ -350,6 +350,9 @@ DATA_SETS = '''
 title = "Small blots"
 contents = "blots"
 limits = ["They are small.", "They are blots."]
+items = "sheets"
+use = "None."
+timm_names = "blots-1k"
 hub_id = "lab/blots"
 homepage = "https://example.org/blots"
 '''
@@ -360,7 +363,8 @@ def test_data_sets_are_read_as_they_stand(root):
     assert _reader.read_data_sets(root) == {
         'small-blots': DataSet(
             name='small-blots', title='Small blots', contents='blots', limits=('They are small.', 'They are blots.'),
-            hub_id='lab/blots', homepage='https://example.org/blots')}
+            items='sheets', use='None.', timm_names='blots-1k', hub_id='lab/blots',
+            homepage='https://example.org/blots')}
 
 
 @pytest.mark.parametrize(('old', 'new', 'message'), [

@@ -78,6 +78,9 @@ def _data_set(name: str, table: Table) -> DataSet:
         title=table.required('title', TEXT),
         contents=table.required('contents', TEXT),
         limits=table.required('limits', TEXTS),
+        items=table.optional('items', TEXT) or 'pictures',
+        use=table.optional('use', TEXT),
+        timm_names=table.optional('timm_names', TEXT),
         hub_id=table.optional('hub_id', REPO),
         homepage=table.optional('homepage', HTTPS),
     )

@@ -96,6 +96,9 @@ class DataSet:
         title: What people call it.
         contents: What is in it: a phrase that ends a sentence.
         limits: What it does not show, or shows wrongly, one sentence a line.
+        items: What its inputs are, in the plural.
+        use: What its networks are good for, a sentence; None for naming its classes.
+        timm_names: timm's name of the list of its classes, for `timm.data.ImageNetInfo`; None when timm has none.
         hub_id: Id of its own repository on the Hub; None when it has none, or we are not sure.
         homepage: Its authors' page.
     """
@@ -104,6 +107,9 @@ class DataSet:
     title: str
     contents: str
     limits: tuple[str, ...]
+    items: str = 'pictures'
+    use: str | None = None
+    timm_names: str | None = None
     hub_id: str | None = None
     homepage: str | None = None
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from timm.data import infer_imagenet_subset
+
 from timm_miil import catalog
 from timm_miil.hub._card_text import as_code, as_text, loading_code
 
@@ -62,6 +64,12 @@ class Subject:
         return 'multi-label' if self.is_multi_label else 'single-label'
 
     @property
+    def timm_names(self) -> str | None:
+        """timm's name of the list of these very classes, if it has one."""
+        subset = infer_imagenet_subset({'num_classes': self.num_classes})
+        return subset if subset == self.data_set.timm_names else None
+
+    @property
     def gives_words(self) -> bool:
         """Whether the output lies in the space of word vectors and is no score of a class."""
         return self.entry.head == 'sdl_embedding'
@@ -96,7 +104,7 @@ def summary(subject: Subject) -> Iterator[str]:
 def details(subject: Subject) -> Iterator[tuple[str, str]]:
     """Name and value of every fact, for a list."""
     entry = subject.entry
-    yield 'Model type', f'{subject.kind} classification of {_items(entry)}, and features'
+    yield 'Model type', f'{subject.kind} classification of {subject.data_set.items}, and features'
     yield 'Architecture', _architecture(subject)
     if entry.source_architecture is not None:
         yield "Authors' name of the network", as_code(entry.source_architecture)
@@ -131,10 +139,6 @@ def _architecture(subject: Subject) -> str:
     if subject.architecture != subject.entry.architecture:
         text += f'; the catalogue calls it {as_code(subject.entry.architecture)}, but the tensors of the file decide'
     return text
-
-
-def _items(entry: catalog.Weights) -> str:
-    return 'pictures' if entry.frames is None else 'clips' if entry.dataset == 'kinetics-400' else 'albums of pictures'
 
 
 def _input(entry: catalog.Weights) -> str:
@@ -194,29 +198,21 @@ def _licence(subject: Subject) -> str:
     return f'{entry.licence}, that of the repository that publishes the file'
 
 
-def intended_use(subject: Subject) -> Iterator[str]:
+def intended_use(subject: Subject) -> str:
     """What it is good for, and what it is not for."""
-    entry = subject.entry
-    if entry.dataset == 'scenes':
-        yield 'Trying out this package without a download, and its tests. It is of no use on photographs.'
-        return
-    if not entry.timm.loadable:
-        yield 'Research on architecture search: these are the shared weights of all networks of a search space.'
-        return
-    if entry.dataset == 'cifar-100':
-        yield 'Research on distillation, on CIFAR-100. It is of no use on larger photographs.'
-        return
-    if subject.gives_words:
-        use = 'Scoring how well words fit a picture, also words that were not trained on, given their word vectors'
-    elif entry.dataset.startswith('imagenet-21k'):
-        use = 'A start for training on a data set of your own, vectors of pictures, and naming its many classes'
-    elif subject.is_multi_label:
-        use = f'Naming all classes of {subject.data_set.title} that {_items(entry)} show'
+    data_set = subject.data_set
+    if not subject.entry.timm.loadable:
+        use = 'Research on architecture search: these are the shared weights of all networks of a search space.'
+    elif subject.gives_words:
+        use = 'Scoring how well words fit a picture, also words that were not trained on, given their word vectors.'
+    elif data_set.use is not None:
+        use = as_text(data_set.use)
     else:
-        use = f'Naming the one class of {subject.data_set.title} that {_items(entry)} show'
-    yield (
-        f'{use}. As any network that was trained on pictures of the web, it is not for decisions about people, nor for '
-        f'anything where a wrong or missing name does harm and nobody looks twice.')
+        what = 'all classes' if subject.is_multi_label else 'the one class'
+        use = f'Naming {what} of {data_set.title} that {data_set.items} show.'
+    return (
+        f'{use} It is not for decisions about people, nor for anything where a wrong or missing name does harm and '
+        f'nobody looks twice.')
 
 
 def limits(subject: Subject) -> Iterator[str]:
@@ -237,11 +233,7 @@ def _limits_of_weights(subject: Subject) -> Iterator[str]:
                 'threshold for each class on pictures of yours.')
         else:
             yield 'Every input gets one of the classes, also one that shows none of them.'
-    if entry.dataset == 'imagenet-21k-p':
-        yield (
-            'Training compared classes of one level of the label tree with each other and not with those of other '
-            'levels; one softmax over all, as in the code above, ranks them only roughly.')
-    if subject.label_names is None and not subject.gives_words and not entry.dataset.startswith('imagenet-'):
+    if subject.label_names is None and not subject.gives_words and subject.timm_names is None:
         yield 'The names of the classes in the order of the output are not known here.'
     if entry.mean is None or entry.crop_pct is None:
         yield 'The preprocessing is not published: try it on pictures whose class you know before you rely on it.'

@@ -16,8 +16,6 @@ __all__ = ['catalog_card']
 
 # The Hub's words for what we measure, where it has them.
 HUB_METRICS = {'top1': 'accuracy'}
-# timm has the names of the classes of data sets with so many.
-IMAGENETS = {1000: 'imagenet-1k', 11221: 'imagenet-21k-miil'}
 # 'table in README.md of owner/name'
 REPOSITORY = re.compile(r' of ([\w.-]+/[\w.-]+)$')
 PICTURES, CLIPS, WORDS = 'image-classification', 'video-classification', 'zero-shot-image-classification'
@@ -89,7 +87,7 @@ def _subject(
 
 def _head(subject: Subject) -> dict[str, Any]:
     entry, data_set = subject.entry, subject.data_set
-    task = CLIPS if entry.frames and entry.dataset == 'kinetics-400' else WORDS if subject.gives_words else PICTURES
+    task = CLIPS if data_set.items == 'clips' else WORDS if subject.gives_words else PICTURES
     head: dict[str, Any] = {
         'license': entry.licence.lower() if entry.licence else 'unknown',
         'library_name': 'timm',
@@ -137,7 +135,7 @@ def _body(subject: Subject) -> list[str]:
         '## Usage',
         *_usage(subject),
         '## Intended use',
-        *words.intended_use(subject),
+        words.intended_use(subject),
         '## Limits',
         *words.limits(subject),
         '## Results',
@@ -179,7 +177,6 @@ def _names(subject: Subject) -> tuple[str, str]:
     """Python for the classes' names, and what takes one of them."""
     if subject.label_names is not None:
         return "model.pretrained_cfg['label_names']", '[index]'
-    imagenet = IMAGENETS.get(subject.num_classes or 0)
-    if imagenet is not None and subject.entry.dataset.startswith('imagenet-'):
-        return f'timm.data.ImageNetInfo({imagenet!r})', '.index_to_description(index)'
+    if subject.timm_names is not None:
+        return f'timm.data.ImageNetInfo({subject.timm_names!r})', '.index_to_description(index)'
     return 'range(model.num_classes)  # numbers, as the names of the classes are not known', '[index]'
