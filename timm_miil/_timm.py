@@ -13,14 +13,12 @@ from timm.models._builder import _resolve_pretrained_source as resolve_pretraine
 from timm.models._hub import save_config_for_hf
 # No public way to say which arguments rebuild a model.
 from timm.models._input import update_model_args, update_model_input_size
-# Buffers that no file holds must be made again on a model that was built without storage; public nowhere.
-from timm.models._manipulate import reinit_non_persistent_buffers
 # No public way to give more weights to an architecture that is registered: registering it again replaces it.
 from timm.models._registry import _model_has_pretrained, _model_pretrained_cfgs, _model_with_tags
 
 __all__ = [
     'SqueezeExcite', 'add_pretrained_cfg', 'decode_arch_def', 'feature_take_indices', 'get_model_input_config',
-    'pretrained_cfg_for_features', 'reinit_non_persistent_buffers', 'resolve_pretrained_source', 'round_channels',
+    'pretrained_cfg_for_features', 'resolve_pretrained_source', 'round_channels',
     'save_config_for_hf', 'update_model_args', 'update_model_input_size',
 ]
 

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from huggingface_hub import constants, get_token, hf_hub_download
@@ -215,10 +215,10 @@ class PublishedCfg(PretrainedCfg):
     """
 
     def __post_init__(self) -> None:
-        file = cast(object, self.file)
+        file: Any = self.file
         if isinstance(file, PublishedFile):
-            found = None if self.hf_hub_filename else file.of(self.url, self.hf_hub_id)
-            self.file = found  # type: ignore[assignment]  # timm says str, and takes any path
+            found: Any = None if self.hf_hub_filename else file.of(self.url, self.hf_hub_id)
+            self.file = found  # timm says str, and takes any path
 
 
 def keep_in(cfg: PretrainedCfg, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,15 +20,19 @@ from torch.overrides import TorchFunctionMode
 
 from timm_miil import catalog
 from timm_miil._checks import nearest
-from timm_miil._timm import reinit_non_persistent_buffers, resolve_pretrained_source
+from timm_miil._timm import resolve_pretrained_source
 from timm_miil.models._pretrained_file import keep_in
 from timm_miil.models.saved_config import read_config
 
 __all__ = ['load_model']
 
 WEIGHTS_FILE = 'model.safetensors'
-DRAWS = frozenset({Tensor.normal_, Tensor.uniform_})
+DRAWS = frozenset({
+    Tensor.normal_, Tensor.uniform_, nn.init.constant_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_,
+    nn.init.normal_, nn.init.uniform_})
 CONTAINERS = (dict, list, tuple)
+# What every module has, without what can hold tensors of its own.
+MODULE_FIELDS = frozenset(vars(nn.Module())) - {'_parameters', '_buffers'}
 
 _logger = logging.getLogger(__name__)
 
@@ -152,9 +156,9 @@ class _NoDraws(TorchFunctionMode):
     def __torch_function__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if func in DRAWS or getattr(func, '__module__', None) == 'torch.nn.init':
-            tensor = args[0] if args else kwargs.get('tensor')
-            if isinstance(tensor, Tensor) and tensor.is_meta:
+        if func in DRAWS:
+            tensor = args[0] if args else kwargs['tensor']
+            if tensor.is_meta:
                 return tensor
         return func(*args, **kwargs)
 
@@ -198,19 +202,23 @@ def _map(model: nn.Module, path: Path, device: torch.device, private_copy: bool)
     if private_copy and device.type == 'cpu':
         tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
-    for module in model.modules():
-        if hasattr(module, 'init_non_persistent_buffers'):
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                if buffer.is_meta:
-                    setattr(module, name, torch.empty_like(buffer, device=device))
-    reinit_non_persistent_buffers(model)
+    computing: list[Any] = [
+        module for module in model.modules() if hasattr(type(module), 'init_non_persistent_buffers')]
+    for module in computing:
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                setattr(module, name, torch.empty_like(buffer, device=device))
+    for module in computing:  # timm's rule for buffers that are computed and not saved
+        module.init_non_persistent_buffers()
     return not any(tensor.is_meta for tensor in _all_tensors(model))
 
 
 def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers, and tensors that modules keep otherwise."""
     for module in model.modules():
-        for value in vars(module).values():
+        for name, value in vars(module).items():
+            if name in MODULE_FIELDS:
+                continue
             if isinstance(value, Tensor):
                 yield value
             elif isinstance(value, CONTAINERS) and value:
