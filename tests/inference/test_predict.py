@@ -392,6 +392,8 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     assert load_error('resnet17').startswith("unknown model 'resnet17'; did you mean 'resnet18'? Known: ")
     assert load_error('resnet18.a1_in2k').startswith(
         "unknown weights 'resnet18.a1_in2k'; did you mean 'resnet18.a1_in1k'?")
+    assert load_error('resnet50.miil_multi_label_in21k').endswith(
+        'run `timm-miil convert resnet50.miil_multi_label_in21k -o DIR`, and give the folder.')
     assert load_error('mldecoder_resnet50') == (
         "'mldecoder_resnet50' has no published weights to tag with; train it and give its folder, or choose another.")
     assert load_error('timm/resnet18') == (

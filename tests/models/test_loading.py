@@ -198,6 +198,7 @@ def test_a_private_copy_does_not_need_the_file(tmp_path):
     ('resnet5O', "is called 'resnet5O'; did you mean 'resnet50'"),
     ('resnet50.miil', "unknown weights 'resnet50.miil'; did you mean"),
     ('resnet50.miil_multi_label_in21k', '`timm-miil convert resnet50.miil_multi_label_in21k -o DIR` makes a folder'),
+    ('peta_album.miil_ml_cufed', 'the catalogue has them, and this version has no network for them'),
     ('s3:bucket/x', "Unknown model source 's3'"),
 ])
 def test_unknown_sources_are_named(source, words):

@@ -223,6 +223,10 @@ def _with_source(name: str) -> str:
 def _check_registered(name: str) -> str:
     architecture, dot, _ = name.partition('.')
     if dot and name not in (known := list_models(architecture, include_tags=True)):
+        if name in catalog.weights():
+            raise PredictionError(
+                f'the catalogue has {name!r}, but not all that a network needs to know; run `timm-miil convert {name} '
+                f'-o DIR`, and give the folder.')
         raise PredictionError(f'unknown weights {name!r}; {nearest(name, known)}')
     if not is_model_pretrained(name):
         raise PredictionError(

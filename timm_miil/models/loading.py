@@ -116,8 +116,7 @@ def _with_source(source: str | os.PathLike[str]) -> str:
         return _check_registered(name)
     if os.path.isdir(name):
         return f'local-dir:{name}'
-    raise ValueError(
-        f'no folder and no registered model is called {name!r}; {_hint(name)}')
+    raise ValueError(f'no folder and no registered model is called {name!r}; {_hint(name)}')
 
 
 def _check_registered(name: str) -> str:
@@ -129,6 +128,8 @@ def _check_registered(name: str) -> str:
 
 
 def _hint(name: str, known: list[str] | None = None) -> str:
+    if name in catalog.weights() and not is_model(name):
+        return 'the catalogue has them, and this version has no network for them.'
     if name in catalog.weights():
         return (
             f'the catalogue has them, but not all that a network needs to know: `timm-miil convert {name} -o DIR` '
