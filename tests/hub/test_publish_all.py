@@ -97,6 +97,15 @@ def test_what_others_changed_is_looked_at_again(hub, send):
     assert states(send([SCENES])) == {SCENES: 'pushed'}
 
 
+def test_what_was_sent_and_not_verified_is_verified_the_next_time(hub, send):
+    hub.fail('GET .*resolve.*safetensors', flip=True, times=4)
+    assert 'not what was sent' in send([SCENES])[SCENES].words
+    assert 'not what was sent' in send([SCENES])[SCENES].words, 'two tries of each run came wrong'
+    assert states(send([SCENES])) == {SCENES: 'up to date'} and not hub.faults[0].times
+    before = len(hub.requests('resolve'))
+    assert states(send([SCENES])) == {SCENES: 'up to date'} and len(hub.requests('resolve')) == before
+
+
 def test_a_change_of_the_catalogue_or_the_converter_is_sent(hub, send, monkeypatch):
     send([SCENES])
     monkeypatch.setattr(sys.modules[publish_all.__module__], 'CONVERTER', 'timm-miil 99')

@@ -178,8 +178,11 @@ def test_the_catalogue_must_agree(hub, tmp_path, capsys):
     assert main(['verify', 'lab/scenes']) == 1
     out = capsys.readouterr().out
     assert "the licence of mldecoder_scenes.miil_scenes is 'Apache-2.0', and config.json has 'MIT'" in out
-    assert out.splitlines()[-1].endswith('1 of 9 checks failed')
+    assert out.splitlines()[-1].endswith('2 of 9 checks failed')
     assert main(['verify', 'lab/scenes', '--revision', done.commit]) == 0
+    changed = inside('conversion', source_sha256=64 * '1')(hub.read('lab/scenes', 'config.json', done.commit))
+    hub.write('lab/scenes', {'config.json': changed})
+    assert 'source_sha256 is' in wrong(verify_repo('lab/scenes'))['record']
     hub.write('lab/scenes', {
         'README.md': hub.read('lab/scenes', 'README.md').replace(b'license: "apache-2.0"', b'license: "mit"')})
     assert wrong(verify_repo('lab/scenes'))['card'] == (

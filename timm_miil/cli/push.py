@@ -105,4 +105,5 @@ def _print_push(ns: argparse.Namespace, done: Push) -> None:
         print(done.url)
     if not ns.dry_run:
         at = f'@{done.commit}' if done.pull_request or ns.revision not in (None, 'main') else ''
-        print(f"now timm.create_model('hf-hub:{ns.repo}{at}', pretrained=True) loads it; import timm_miil first")
+        print(f"now timm.create_model('hf-hub:{ns.repo}{at}', pretrained=True) loads it; a network of ours needs "
+              f'import timm_miil first')

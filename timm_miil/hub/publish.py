@@ -22,7 +22,7 @@ from timm_miil.hub._refusal import why_not
 from timm_miil.hub.card import catalog_card
 from timm_miil.hub.convert import CONVERTER, convert
 from timm_miil.hub.folder import FILES
-from timm_miil.hub.push import Push, check_repo_id, push_folder
+from timm_miil.hub.push import Push, check_arrived, check_repo_id, push_folder
 
 __all__ = ['Outcome', 'State', 'publish', 'publish_all']
 
@@ -168,6 +168,8 @@ def publish_all(
         folder = _converted(entry, repo_id, _source_here(entry, sources), work_dir, cache_dir, progress)
         push = push_folder(
             folder, repo_id, private=private, force=force, verify=verify, token=token, endpoint=endpoint)
+        if verify and not push.changed and push.commit is not None:  # sent by a run that may have ended before this
+            check_arrived(repo_id, push.commit, folder, token=token, endpoint=endpoint)
         state: State = 'pushed' if push.changed else 'up to date'
         kept.add(_record(client, entry, push, state, folder))
         return Outcome(entry.name, repo_id, state, push.url)

@@ -22,7 +22,7 @@ from timm_miil.hub.card import CARD_FILE, check_card, is_sealed
 from timm_miil.hub.folder import FILES
 from timm_miil.hub.verify import verify_repo
 
-__all__ = ['Push', 'check_repo_id', 'push_folder']
+__all__ = ['Push', 'check_arrived', 'check_repo_id', 'push_folder']
 
 MAIN = 'main'
 REPO_ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*')
@@ -133,7 +133,7 @@ def push_folder(
             pull_request = made.pr_url or pull_request
             break
     if commit is not None and sent and verify:
-        _check_arrived(repo_id, commit, folder, token, endpoint)
+        check_arrived(repo_id, commit, folder, token=token, endpoint=endpoint)
     where = f'{client.url(repo_id)}/tree/{commit or branch}'
     return Push(repo_id, sent or tuple(sorted(changed)), commit, where, pull_request, is_new)
 
@@ -142,6 +142,16 @@ def check_repo_id(repo_id: str) -> None:
     """Raise ValueError unless it is 'owner/name' in the characters that the Hub takes."""
     if not REPO_ID.fullmatch(repo_id) or '..' in repo_id or '--' in repo_id or len(repo_id) > 192:
         raise ValueError(f'repo_id must be owner/name, got {shown(repo_id)}.')
+
+
+def check_arrived(
+        repo_id: str, commit: str, folder: Path, *, token: str | None = None, endpoint: str | None = None) -> None:
+    """Raise HubError unless what the commit has, downloaded anew, is what is here and passes every check."""
+    found = verify_repo(repo_id, revision=commit, folder=folder, token=token, endpoint=endpoint)
+    if not found.passed:
+        wrong = '; '.join(f'{check.name}: {check.words}' for check in found.checks if check.passed is False)
+        raise HubError(
+            f'{repo_id} is at {commit} not what was sent ({wrong}); push again, and tell whoever runs the server.')
 
 
 def _check_local(folder: Path) -> tuple[Mapping[str, LocalFile], str]:
@@ -199,12 +209,3 @@ def _check_card_is_ours(client: HubClient, repo_id: str, revision: str) -> None:
             raise HubError(
                 f'the card of {repo_id} was written or edited by somebody; force replaces it (--force). Nothing was '
                 f'sent.')
-
-
-def _check_arrived(repo_id: str, commit: str, folder: Path, token: str | None, endpoint: str | None) -> None:
-    """Raise HubError unless what the commit has, downloaded anew, is what is here and passes every check."""
-    found = verify_repo(repo_id, revision=commit, folder=folder, token=token, endpoint=endpoint)
-    if not found.passed:
-        wrong = '; '.join(f'{check.name}: {check.words}' for check in found.checks if check.passed is False)
-        raise HubError(
-            f'{repo_id} is at {commit} not what was sent ({wrong}); push again, and tell whoever runs the server.')

@@ -26,7 +26,7 @@ from timm_miil.hub._journal import read_journal
 from timm_miil.hub._probe import check_probe
 from timm_miil.hub.card import CARD_FILE, check_card, is_sealed
 from timm_miil.hub.folder import FILES
-from timm_miil.models._checkpoint_file import read_checkpoint
+from timm_miil.models._checkpoint_file import read_checkpoint, read_metadata
 
 __all__ = ['Check', 'Verification', 'verify_repo']
 
@@ -207,9 +207,12 @@ def _check_journal(there: _Arrived, files: list[Mapping[str, Any]]) -> str:
 
 
 def _check_record(there: _Arrived) -> str:
-    recorded, found = there.conversion().get('weights_sha256'), there.files[WEIGHTS].sha256
-    if recorded != found:
+    conversion, found = there.conversion(), there.files[WEIGHTS].sha256
+    if (recorded := conversion.get('weights_sha256')) != found:
         raise ValueError(f'{WEIGHTS} has SHA-256 {found}, and at its conversion it had {shown(recorded)}')
+    for key, value in read_metadata(there.path(WEIGHTS)).items():
+        if value != conversion.get(key, value):
+            raise ValueError(f'{key} is {shown(conversion[key])} in {CONFIG}, and {shown(value)} in {WEIGHTS}')
     return f'{WEIGHTS} has SHA-256 {found}, as at its conversion'
 
 
