@@ -62,6 +62,7 @@ def outcome(repository, url, token=''):
 source, other = sys.argv[2:]
 answers = {'published': first(sys.argv[1])}
 answers |= {kind: outcome(kind, source) for kind in ('gated', 'refused')}
+answers['another'] = outcome('another', source)
 answers['no source'] = outcome('missing', None)
 answers |= {kind: outcome(kind, source) for kind in ('missing', 'unknown', 'empty')}
 answers['expired'] = outcome('unknown', source, token='hf_expired')
@@ -196,7 +197,11 @@ def outcomes(tmp_path_factory):
         numbers[where] = float(number)
         torch.save({key: torch.full_like(tensor, number) for key, tensor in tensors.items()}, folder / f'{where}.pth')
     published = {key: torch.full_like(tensor, 1) for key, tensor in tensors.items()}
-    files = {(f'lab/{SMALL}', 'model.safetensors'): save(published)}
+    files = {
+        (f'lab/{SMALL}', 'model.safetensors'): save(published),
+        ('lab/another', 'model.safetensors'): save(published),
+        ('lab/another', 'config.json'): json.dumps({'architecture': 'resnet18'}).encode(),
+    }
     with running(files) as server:
         files['source', 'weights.pth'] = (folder / 'source.pth').read_bytes()
         urls = [f'http://127.0.0.1:{server.server_port}/source/resolve/x/{name}.pth' for name in ('weights', 'other')]
@@ -220,3 +225,9 @@ def test_a_repository_that_refuses_or_does_not_answer_is_an_error(outcomes, kind
     words = f"CheckpointError: {SMALL}: the repository 'lab/{repository}' cannot be read: "
     assert outcomes[kind].startswith(words)
     assert 'dict(hf_hub_id=None)' in outcomes[kind]
+
+
+def test_a_repository_of_another_network_says_how_it_is_loaded(outcomes):
+    assert outcomes['another'] == (
+        f"CheckpointError: {SMALL}: the repository 'lab/another' is of resnet18; load it with "
+        f"timm.create_model('hf-hub:lab/another', pretrained=True).")

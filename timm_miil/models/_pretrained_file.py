@@ -28,6 +28,7 @@ from timm_miil._checks import cut
 from timm_miil._errors import CheckpointError
 from timm_miil._locks import locked
 from timm_miil._version import __version__
+from timm_miil.models.saved_config import read_config
 
 if TYPE_CHECKING:
     from timm_miil.models._download import Downloaded
@@ -139,8 +140,9 @@ class PublishedFile(os.PathLike[str]):
             return None
         repository, _, revision = self.hub_id.partition('@')
         try:
-            return Path(hf_hub_download(
+            path = Path(hf_hub_download(
                 repository, WEIGHTS_FILE, revision=revision or None, cache_dir=self.cache_dir))
+            found = self._architecture_on_hub(self.hub_id)
         except Exception as error:  # the client's, and whatever its transport raises
             if self.url is not None and self._may_pass(error):
                 _logger.info(f'{self.name}: not in {self.hub_id!r} on the Hub, so that {self.url} serves')
@@ -149,6 +151,18 @@ class PublishedFile(os.PathLike[str]):
                 f'{self.name}: the repository {self.hub_id!r} cannot be read: {cut(str(error))}; check the network, '
                 f'HF_ENDPOINT and your token, or pass pretrained_cfg_overlay=dict(hf_hub_id=None) for the original '
                 f'file, or dict(file=...) for one of yours.') from error
+
+        if found not in (None, self.name.partition('.')[0]):
+            raise CheckpointError(
+                f'{self.name}: the repository {self.hub_id!r} is of {found}; load it with '
+                f"timm.create_model('hf-hub:{self.hub_id}', pretrained=True).")
+        return path
+
+    def _architecture_on_hub(self, hub_id: str) -> object:
+        try:
+            return read_config('hf-hub', hub_id, self.cache_dir)['architecture']
+        except EntryNotFoundError:  # weights alone
+            return None
 
     def _may_pass(self, error: Exception) -> bool:
         """Whether the original file may serve where the repository does not."""
