@@ -223,7 +223,9 @@ def test_a_replaced_file_shows_by_its_length_where_the_server_says_no_more(tmp_p
         download(url, tmp_path)
     web.put('/x.pth', OTHER)
     web.faults = [Fault(careless=True, headers={'ETag': None})]
+    web.requests.clear()
     check(download(url, tmp_path), OTHER)
+    assert web.ranges == [f'bytes={2 * MB}-', None]
 
 
 def test_a_part_of_another_address_is_not_used(tmp_path, web):
