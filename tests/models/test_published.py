@@ -2,6 +2,7 @@
 import functools
 import json
 import math
+from random import Random
 
 import original_layouts
 import pytest
@@ -240,6 +241,31 @@ def test_what_does_not_fit_is_named(small, change, words):
     change(tensors)
     with pytest.raises(CheckpointError, match=words):
         convert_published(tensors, NETWORK)
+
+
+FUZZED = ['tresnet_m', 'miil_sdl_tresnet_m', 'miil_tresnet_m_bottleneck', 'miil_levit_768', 'miil_ofa_595m',
+          'miil_binas_a', 'miil_resnet8x4', 'edgenext_small']
+SHAPES = [(), (0,), (1,), (3, 3), (2, 3, 4), (1, 1, 1, 1), (5, 5, 5, 5, 5)]
+
+
+@pytest.mark.parametrize('architecture', FUZZED)
+def test_damaged_files_are_refused_by_one_error(architecture):
+    random = Random(architecture)
+    whole = original_layouts.published(architecture, NUM_CLASSES)
+    telling = [key for key in whole if key.count('.') < 4 or '.0.' in key]
+    for _ in range(6):
+        tensors = dict(whole)
+        for key in random.sample(telling, 2) + random.sample(sorted(whole), 1):
+            damage = random.choice(['drop', 'rename', 'reshape'])
+            tensor = tensors.pop(key, None)
+            if damage == 'reshape' and tensor is not None:
+                shape = random.choice([shape for shape in SHAPES if shape != tuple(tensor.shape)])
+                tensors[key] = torch.empty(shape, device='meta')
+            elif damage == 'rename':
+                name = random.choice(['', 'layer1.0.conv3.x', 'head.embed.weight', 'stages.77.blocks.0.x', key + '.'])
+                tensors[name] = torch.empty(3, device='meta')
+        with pytest.raises(CheckpointError):
+            convert_published(tensors, identify(tensors, random.choice([None, architecture, 'tresnet_l'])))
 
 
 # Every original network that the reference was run with: key names, outputs, and the round trip through a file.

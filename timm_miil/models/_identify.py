@@ -223,14 +223,14 @@ def edgenext_names(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str,
     """The tensors of an EdgeNeXt file under timm's names, by timm's own rule.
 
     Raises:
-        CheckpointError: If the file is in the authors' layout and a key is not of it.
+        CheckpointError: If the file is in the authors' layout and a key or shape is not of it.
     """
     if EDGENEXT not in tensors:
         return dict(tensors)
     try:
         return dict(edgenext.checkpoint_filter_fn(dict(tensors), model))
-    except KeyError as error:
-        raise CheckpointError(f'{error.args[0]!r} is not a key of an original EdgeNeXt of this size.') from error
+    except (KeyError, RuntimeError) as error:  # timm's: an unknown name, a shape that is no matrix of the layer's
+        raise CheckpointError(f'the file is not an original EdgeNeXt of this size: {error}.') from error
 
 
 def _edgenext(tensors: Mapping[str, Tensor], architecture: str | None) -> Found:

@@ -81,8 +81,8 @@ class CifarResNet(nn.Module):
         self.act1 = nn.ReLU(inplace=True)
         blocks, below, stages = (depth - 2) // 6, STEM_WIDTH, []
         for i, width in enumerate(WIDTHS):
-            stages.append(nn.Sequential(*(
-                _BasicBlock(width if j else below, width, 2 if i and not j else 1, **placement) for j in range(blocks))))
+            first = _BasicBlock(below, width, 2 if i else 1, **placement)
+            stages.append(nn.Sequential(first, *(_BasicBlock(width, width, 1, **placement) for _ in range(blocks - 1))))
             below = width
         self.layer1, self.layer2, self.layer3 = stages
         self.feature_info = [
