@@ -20,7 +20,7 @@ from timm_miil.cli import quickstart
 from timm_miil.cli.main import main
 from timm_miil.data import SceneConfig, make_scenes
 from timm_miil.models._pretrained_file import PublishedFile
-from timm_miil.models._safetensors_file import write_safetensors
+from timm_miil.models.checkpoint_file import write_safetensors
 
 README = Path(__file__).resolve().parent.parent / 'README.md'
 TABLE = re.compile(r'(<!-- table of families: [^>]*-->\n)(.*?)(<!-- end of table -->)', re.DOTALL)

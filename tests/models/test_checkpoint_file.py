@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from timm_miil._errors import CheckpointError
-from timm_miil.models import _checkpoint_file
-from timm_miil.models._checkpoint_file import read_checkpoint
+from timm_miil.models import checkpoint_file
+from timm_miil.models.checkpoint_file import read_checkpoint
 from timm_miil.models._torch_file import MAX_PICKLE_BYTES
 
 LEGACY = {'_use_new_zipfile_serialization': False}
@@ -125,7 +125,7 @@ def test_the_suffix_does_not_decide(tmp_path):
     assert_same(read_checkpoint(str(tmp_path / 'x.bin')).tensors, weights())
     (tmp_path / 'x.bin').rename(tmp_path / 'x.safetensors')
     refusal(tmp_path / 'x.safetensors', 'under the name of a safetensors file.*suffix .pth')
-    _checkpoint_file.write_safetensors(tmp_path / 'x.pth', weights())
+    checkpoint_file.write_safetensors(tmp_path / 'x.pth', weights())
     assert_same(read_checkpoint(tmp_path / 'x.pth').tensors, weights())
 
 
@@ -177,7 +177,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 @pytest.mark.parametrize('make', [
     lambda path: torch.save(weights(), path),
     lambda path: torch.save(weights(), path, **LEGACY),
-    lambda path: _checkpoint_file.write_safetensors(path, weights()),
+    lambda path: checkpoint_file.write_safetensors(path, weights()),
 ], ids=['zip', 'legacy', 'safetensors'])
 def test_every_beginning_of_a_file_is_refused(tmp_path, make):
     make(tmp_path / 'x.pth')
@@ -191,7 +191,7 @@ def test_every_beginning_of_a_file_is_refused(tmp_path, make):
 @pytest.mark.parametrize('make', [
     lambda path: torch.save(weights(), path),
     lambda path: torch.save(weights(), path, **LEGACY),
-    lambda path: _checkpoint_file.write_safetensors(path, weights(), {'a': 'b'}),
+    lambda path: checkpoint_file.write_safetensors(path, weights(), {'a': 'b'}),
 ], ids=['zip', 'legacy', 'safetensors'])
 def test_a_wrong_byte_anywhere_gives_tensors_or_one_kind_of_error(tmp_path, make):
     make(tmp_path / 'x.pth')
@@ -534,7 +534,7 @@ def test_a_directory_that_claims_gigabytes_is_not_read(tmp_path):
 @pytest.mark.parametrize('make', [
     lambda path: torch_zip(path, tensor_code(), more=[DATA]),
     lambda path: torch.save(weights(), path, **LEGACY),
-    lambda path: _checkpoint_file.write_safetensors(path, weights()),
+    lambda path: checkpoint_file.write_safetensors(path, weights()),
 ], ids=['zip', 'legacy', 'safetensors'])
 def test_a_sparse_file_is_refused(tmp_path, make):
     make(tmp_path / 'x.pth')
@@ -558,7 +558,7 @@ def test_hostile_files_need_no_memory(tmp_path):
         import resource, sys
         from pathlib import Path
         from timm_miil._errors import CheckpointError
-        from timm_miil.models._checkpoint_file import read_checkpoint
+        from timm_miil.models.checkpoint_file import read_checkpoint
         used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
         for path in sorted(Path(sys.argv[1]).iterdir()):

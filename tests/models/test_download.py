@@ -20,8 +20,8 @@ import pytest
 
 from timm_miil import _web
 from timm_miil._errors import CheckpointError
-from timm_miil.models import _download
-from timm_miil.models._download import download, name_hash, sha256_of
+from timm_miil.models import download as download_module
+from timm_miil.models.download import download, name_hash, sha256_of
 
 from file_server import Fault, run_file_server
 
@@ -29,12 +29,12 @@ MB = 1 << 20
 BIG = os.urandom(5 * MB)
 OTHER = os.urandom(4 * MB)
 SHORT_WAITS = (0.0, 0.0, 0.0, 0.0)
-FETCH = 'import sys; from timm_miil.models._download import download; print(download(*sys.argv[1:3]).sha256)'
+FETCH = 'import sys; from timm_miil.models.download import download; print(download(*sys.argv[1:3]).sha256)'
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(_download, 'WAITS', SHORT_WAITS)
+    monkeypatch.setattr(download_module, 'WAITS', SHORT_WAITS)
     for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY', 'HF_HUB_OFFLINE'):
         monkeypatch.delenv(name, raising=False)
 
@@ -337,7 +337,7 @@ def test_a_body_without_a_length(tmp_path, web):
 
 
 def test_a_body_without_an_end_is_given_up(tmp_path, web, monkeypatch):
-    monkeypatch.setattr(_download, 'MAX_BYTES', 2 * MB)
+    monkeypatch.setattr(download_module, 'MAX_BYTES', 2 * MB)
     web.always = Fault(chunked=True)
     with pytest.raises(CheckpointError, match=f'has no end: it was given up after {2 * MB} bytes'):
         download(web.put('/x.pth', BIG), tmp_path)

@@ -174,7 +174,8 @@ class Shout:
 def test_a_dead_link_says_what_to_do(server):
     url = server.url('gone.pth')
     words = (
-        rf'^{STOCK}: {url} .*404.* pretrained_cfg_overlay=dict\(url=...\) .*`timm-miil convert FILE --as {STOCK} -o DIR`')
+        rf'^{STOCK}: {url} .*404.* pretrained_cfg_overlay=dict\(url=...\) '
+        rf'.*`timm-miil convert FILE --as {STOCK} -o DIR`')
     with pytest.raises(CheckpointError, match=words):
         create(STOCK, url)
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from timm_miil._errors import CheckpointError
-from timm_miil.models._checkpoint_file import read_checkpoint, read_metadata, write_safetensors
+from timm_miil.models.checkpoint_file import read_checkpoint, read_metadata, write_safetensors
 from timm_miil.models._safetensors_file import DTYPES, MAX_HEADER_BYTES
 
 GOOD = {'a': {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [0, 24]},

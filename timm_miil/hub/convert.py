@@ -22,8 +22,8 @@ from timm_miil._errors import CatalogError, CheckpointError
 from timm_miil._version import __version__
 from timm_miil.hub.card import catalog_card
 from timm_miil.hub.folder import check_model_folder, write_model_folder
-from timm_miil.models._checkpoint_file import read_checkpoint
-from timm_miil.models._download import download, name_hash, sha256_of
+from timm_miil.models.checkpoint_file import read_checkpoint
+from timm_miil.models.download import download, name_hash, sha256_of
 from timm_miil.models.published import Network, convert_published, identify
 
 __all__ = ['CONVERTER', 'Conversion', 'convert', 'entry_of']

@@ -17,8 +17,8 @@ from timm_miil._errors import CheckpointError
 from timm_miil._timm import save_config_for_hf
 from timm_miil.hub._probe import record_probe
 from timm_miil.hub.card import CARD_FILE, ProblemType, check_card
-from timm_miil.models._download import sha256_of
-from timm_miil.models._safetensors_file import write_safetensors
+from timm_miil.models.checkpoint_file import write_safetensors
+from timm_miil.models.download import sha256_of
 
 __all__ = ['check_model_folder', 'save_model_folder', 'tuned_settings', 'write_model_folder']
 

@@ -26,7 +26,7 @@ from timm_miil.hub._journal import read_journal
 from timm_miil.hub._probe import check_probe
 from timm_miil.hub.card import CARD_FILE, check_card, is_sealed
 from timm_miil.hub.folder import FILES
-from timm_miil.models._checkpoint_file import read_checkpoint, read_metadata
+from timm_miil.models.checkpoint_file import read_checkpoint, read_metadata
 
 __all__ = ['Check', 'Verification', 'verify_repo']
 

@@ -31,7 +31,7 @@ from timm_miil._version import __version__
 from timm_miil.models.saved_config import read_config
 
 if TYPE_CHECKING:
-    from timm_miil.models._download import Downloaded
+    from timm_miil.models.download import Downloaded
     from timm_miil.models.published import Network
 
 __all__ = ['PublishedCfg', 'PublishedFile', 'is_ours', 'keep_in']
@@ -186,8 +186,8 @@ class PublishedFile(os.PathLike[str]):
 
     def _convert(self, kept: Path) -> None:
         # Here: what `import timm_miil` does not need, and the networks, which import this module.
-        from timm_miil.models._checkpoint_file import read_checkpoint, write_safetensors
-        from timm_miil.models._download import download
+        from timm_miil.models.checkpoint_file import read_checkpoint, write_safetensors
+        from timm_miil.models.download import download
         from timm_miil.models.published import convert_published, identify
 
         entry, url = catalog.weight(self.name), self.url or ''
@@ -242,7 +242,8 @@ def keep_in(cfg: PretrainedCfg, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         cfg: The configuration, as timm resolves it from the arguments.
         kwargs: The arguments.
     """
-    file, cache_dir = cfg.file, kwargs.get('cache_dir')
+    file: object = cfg.file  # timm says str, and takes any path
+    cache_dir = kwargs.get('cache_dir')
     if cache_dir is None or not isinstance(file, PublishedFile):
         return dict(kwargs)
     there = PublishedFile(file.name, url=file.url, hub_id=file.hub_id, cache_dir=cache_dir)
@@ -264,7 +265,7 @@ def _is_whole(path: Path, name: str) -> bool:
 
 
 def _check_file(got: 'Downloaded', url: str, entry: catalog.Weights) -> None:
-    from timm_miil.models._download import name_hash
+    from timm_miil.models.download import name_hash
 
     if entry.sha256 not in (None, got.sha256) and url == entry.url:
         raise CheckpointError(
