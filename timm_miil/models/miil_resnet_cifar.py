@@ -153,20 +153,17 @@ class CifarResNet(nn.Module):
         x = self.act1(self.bn1(self.conv1(x)))
         maps = [x]
         for stage in (self.layer1, self.layer2, self.layer3)[:last if stop_early else None]:
-            x = self._run(stage, x)
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
             maps.append(x)
         taken = [maps[i] for i in wanted]
         return taken if intermediates_only else (x, taken)
 
-    def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return checkpoint_seq(stage, x)
-        return stage(x)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """The map (B, 256, H / 4, W / 4) of pictures (B, in_chans, H, W)."""
         x = self.act1(self.bn1(self.conv1(x)))
-        return self._run(self.layer3, self._run(self.layer2, self._run(self.layer1, x)))
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return checkpoint_seq(nn.Sequential(self.layer1, self.layer2, self.layer3), x, flatten=True)
+        return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, num_classes) of a map; pooled features with `pre_logits`."""
