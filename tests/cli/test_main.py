@@ -45,8 +45,9 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize('argv, line', [
-    (['prdict'], "timm-miil: unknown command 'prdict'; did you mean 'predict'? Known: data, explain, info, "
-                 'list, predict, push, quickstart, shards, train, tune, validate. (see timm-miil --help)'),
+    (['prdict'], "timm-miil: unknown command 'prdict'; did you mean 'predict'? Known: cards, convert, data, "
+                 'explain, info, links, list, predict, push, quickstart, shards, train, tune, validate, verify. '
+                 '(see timm-miil --help)'),
     (['--frobnicate'], 'timm-miil: unrecognized arguments: --frobnicate (see timm-miil --help)'),
     (['list', '--frobnicate'], 'timm-miil list: unrecognized arguments: --frobnicate (see timm-miil list --help)'),
 ])
@@ -70,7 +71,7 @@ def test_a_verb_is_imported_when_it_is_used():
         'main(["list", "mldecoder"])\n'
         'print(loaded())\n')
     first, *_, last = done.stdout.splitlines()
-    assert first == "['timm_miil.cli.main']", done.stderr
+    assert first == "['timm_miil.cli._text', 'timm_miil.cli.main']", done.stderr
     assert last == "['timm_miil.cli._text', 'timm_miil.cli.list', 'timm_miil.cli.main']"
 
 

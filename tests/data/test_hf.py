@@ -13,8 +13,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-# Read when the package is imported: nothing in these tests asks the Hub.
-os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('HF_DATASETS_DISABLE_PROGRESS_BARS', '1')
 datasets = pytest.importorskip('datasets', reason='needs the extra data')
 
@@ -33,6 +31,13 @@ NAMES = ['cat', 'dog', 'gnu']
 ROWS = [['cat'], ['cat', 'dog'], [], ['gnu'], None, ['dog', 'gnu'], ['cat'], ['dog']]
 UNKNOWN = [-1] * 3
 TARGETS = [[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], UNKNOWN, [0, 1, 1], [1, 0, 0], [0, 1, 0]]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Nothing in these tests asks the Hub."""
+    for constants in ('datasets.config', 'huggingface_hub.constants'):
+        monkeypatch.setattr(f'{constants}.HF_HUB_OFFLINE', True)
 
 
 def numbers_of(names):
@@ -375,9 +380,7 @@ def test_what_a_stream_cannot_know_must_be_given(forms, tmp_path):
         read_hf(tmp_path, 'train', streaming=True, num_images=8)
 
 
-def test_a_data_set_that_cannot_be_had_is_one_error(tmp_path, monkeypatch):
-    for constants in ('datasets.config', 'huggingface_hub.constants'):
-        monkeypatch.setattr(f'{constants}.HF_HUB_OFFLINE', True)
+def test_a_data_set_that_cannot_be_had_is_one_error(tmp_path):
     with pytest.raises(OSError, match='nobody/nothing'):
         read_hf('nobody/nothing', 'train')
     with pytest.raises(OSError, match='nobody/nothing'):

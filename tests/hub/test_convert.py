@@ -63,7 +63,8 @@ def test_a_published_file_becomes_a_folder_of_equal_logits(case, tmp_path):
     config = json.loads((done.folder / 'config.json').read_text())
     record = config['conversion']
     assert (config['architecture'], config['num_classes']) == (architecture, fixture.facts['num_classes'])
-    assert record['source_url'] == 'weights.pth' and record['source_sha256'] == digest(tmp_path / 'weights.pth')
+    assert (record['source_url'], record['source_file']) == (entry.url, 'weights.pth')
+    assert record['source_sha256'] == digest(tmp_path / 'weights.pth')
     assert record['source_size'] == (tmp_path / 'weights.pth').stat().st_size
     assert record['weights_sha256'] == done.weights_sha256 == digest(done.folder / 'model.safetensors')
     check_probe(model, record['probe'])
@@ -76,12 +77,15 @@ def test_a_published_file_becomes_a_folder_of_equal_logits(case, tmp_path):
             entry.crop_pct, entry.crop_mode, entry.interpolation)
     with safe_open(done.folder / 'model.safetensors', 'pt') as file:
         assert file.metadata() == {
-            'format': 'pt', 'name': name, 'source_url': 'weights.pth', 'source_sha256': record['source_sha256'],
-            'converter': record['converter'], 'licence': entry.licence}
+            'format': 'pt', 'name': name, 'source_url': entry.url, 'source_file': 'weights.pth',
+            'source_sha256': record['source_sha256'], 'converter': record['converter'], 'licence': entry.licence}
     card = ModelCard((done.folder / 'README.md').read_text()).data
     assert card.license == entry.licence.lower() and card.library_name == 'timm'
     if entry.labels:
         assert config['label_names'] == list(catalog.label_set(entry.labels).labels)
+    if entry.dataset == 'imagenet-1k':
+        assert config['label_names'][:2] == ['n01440764', 'n01443537']
+        assert config['label_descriptions']['n01440764'].startswith('tench')
 
 
 # ---- smaller files: the two CIFAR networks have no fixture and are quick
@@ -166,6 +170,20 @@ def test_packaged_weights_convert_by_name(name, tmp_path):
     assert list(again.pretrained_cfg['label_names']) == list(catalog.label_set(catalog.weight(name).labels).labels)
 
 
+@pytest.mark.parametrize('case, name, words', [
+    ('hardcorenas_a_in1k_224', 'miil_binas_a.miil_in1k',
+     r'the file is of hardcorenas_a with 1000 classes, and miil_binas_a.miil_in1k is of miil_binas_a with 1000; get'),
+    ('binas_a_in1k_224', 'miil_binas_b.miil_in1k', 'the file is of miil_binas_a with'),
+    ('levit_384_in1k_224', 'miil_levit_768.miil_usi_in1k', 'the file is of levit_384 with'),
+    ('hardcorenas_a_in1k_224', 'peta_album.miil_ml_cufed', 'the file is of hardcorenas_a with'),
+    ('hardcorenas_a_in1k_224', 'tresnet_m.miil_coco_224', 'the file is of hardcorenas_a with 1000 .* with 80; get'),
+])
+def test_a_file_of_another_network_is_not_given_the_name(case, name, words, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        convert(save_original(case, tmp_path / 'weights.pth'), tmp_path / 'model', name=name)
+    assert not (tmp_path / 'model').exists()
+
+
 # ---- what is refused leaves everything as it was
 
 
@@ -243,6 +261,12 @@ def test_the_command_converts_and_says_what_comes_next(source, tmp_path):
     assert 'note: neither the file nor the catalogue names its classes.' in lines
     assert lines[-1].startswith("now timm.create_model('local-dir:model', pretrained=True) loads it")
     assert sorted(path.name for path in (tmp_path / 'model').iterdir()) == FILES
+
+
+def test_what_a_file_says_does_nothing_to_the_terminal(tensors, tmp_path):
+    torch.save({**tensors, 'evil\x1b]0;pwn\x07': torch.zeros(1)}, tmp_path / 'weights.pth')
+    done = command('convert', 'weights.pth', '--as', SMALL, '-o', 'model', cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.rstrip('\n').isprintable() and r'evil\x1b]0;pwn\x07' in done.stderr
 
 
 def test_the_command_refuses_in_one_line(tmp_path):

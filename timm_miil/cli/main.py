@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from timm_miil._checks import nearest
 from timm_miil._version import __version__
+from timm_miil.cli._text import printable
 
 __all__ = ['VERBS', 'main']
 
@@ -87,7 +88,8 @@ def _run_verb(verb: str, words: Sequence[str]) -> int:
     except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:  # timm asserts
         if ns.debug:
             traceback.print_exc()
-        parser.exit(USAGE_ERROR, f'{parser.prog}: {" ".join(str(error).split()) or type(error).__name__}\n')
+        words = printable(' '.join(str(error).split())) or type(error).__name__  # with what is in anyone's files
+        parser.exit(USAGE_ERROR, f'{parser.prog}: {words}\n')
 
 
 def _verb_module(verb: str) -> ModuleType:

@@ -14,7 +14,7 @@ WORDS = {True: 'ok', False: 'WRONG', None: '-'}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
-    parser.add_argument('repo', metavar='OWNER/NAME')
+    parser.add_argument('repo', metavar='OWNER/NAME', help='the repository to download and check')
     parser.add_argument('--revision', metavar='REVISION', help='branch, tag or commit; default: main')
     parser.add_argument(
         '--journal', type=Path, metavar='FILE', help='of `timm-miil push --all`, whose hashes the files must have')

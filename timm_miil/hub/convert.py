@@ -6,13 +6,15 @@ what the authors do not state the card calls so. The folder appears when timm ha
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlparse
 
 from huggingface_hub import constants
+from timm.data import ImageNetInfo
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 
@@ -24,13 +26,15 @@ from timm_miil.hub.card import catalog_card
 from timm_miil.hub.folder import check_model_folder, write_model_folder
 from timm_miil.models.checkpoint_file import read_checkpoint
 from timm_miil.models.download import download, name_hash, sha256_of
-from timm_miil.models.published import Network, convert_published, identify
+from timm_miil.models.published import Network, convert_published, identify, is_network_of
 
 __all__ = ['CONVERTER', 'Conversion', 'convert', 'entry_of']
 
 CONVERTER = f'timm-miil {__version__}'
 KEY_CHARS = 12
 URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*://')
+# timm's lists of ImageNet's classes by their number; of ImageNet-21K-P it has the selection from the release of 2011.
+IMAGENETS = MappingProxyType({1000: 'imagenet-1k', 11221: 'imagenet-21k-miil'})
 # What timm should know of an entry beyond these is the network's own.
 PREPROCESSING = ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')
 
@@ -61,10 +65,16 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Source:
+    """A file, and the URL that it is from; of a file that is here already, the one that the catalogue has."""
     path: Path
     where: str
+    url: str | None
     size: int
     sha256: str
+
+    @property
+    def file_name(self) -> str:
+        return Path(urlparse(self.where).path if URL.match(self.where) else self.where).name
 
 
 def convert(
@@ -97,13 +107,16 @@ def convert(
     found = _fetch(source, entry, progress, cache_dir)
     checkpoint = read_checkpoint(found.path)
     network = _own_network(entry) or identify(checkpoint.tensors, entry.architecture)
+    _check_is_of(network, entry)
     tensors = convert_published(checkpoint.tensors, network)
-    label_names = _label_names(entry, network, checkpoint.label_names)
+    labels = _labels(entry, network, checkpoint.label_names)
+    label_names = tuple(labels) or None
     model = _build(entry, network, label_names)
     model.load_state_dict(tensors, strict=True, assign=True)
     facts = {
         'name': entry.name,
-        'source_url': found.where,
+        'source_url': found.url or '',
+        'source_file': found.file_name,
         'source_sha256': found.sha256,
         'converter': CONVERTER,
         'licence': entry.licence or 'none stated',
@@ -111,7 +124,7 @@ def convert(
     digest = write_model_folder(
         model, directory,
         card=catalog_card(entry.name, repo_id=repo_id, network=network, label_names=label_names),
-        config=_config(entry, label_names),
+        config={'problem_type': entry.problem_type, **_described(labels)},
         metadata=facts,
         conversion={**facts, 'source_size': found.size},
     )
@@ -160,25 +173,25 @@ def _fetch(
     elif text == entry.name and not path.is_file():
         if entry.file is not None:
             path = Path(catalog.__file__).parent.parent / entry.file
-            return _local(path, entry.file)
+            return _local(path, entry.file, entry)
         if entry.url is None:
             raise CheckpointError(
                 f'{entry.name} is on the Hub and has no original file; timm.create_model({entry.name!r}, '
                 f"pretrained=True) loads it from {entry.hf_hub_id!r}.")
         url = entry.url
     else:
-        return _local(path, path.name)
+        return _local(path, path.name, entry)
     home = Path(cache_dir) if cache_dir is not None else Path(constants.HF_HOME) / 'timm_miil' / 'downloads'
     # A folder a URL: several published files have one name.
     got = download(url, home / hashlib.sha256(url.encode()).hexdigest()[:KEY_CHARS], progress=progress)
-    return _Source(got.path, url, got.size, got.sha256)
+    return _Source(got.path, url, url, got.size, got.sha256)
 
 
-def _local(path: Path, where: str) -> _Source:
+def _local(path: Path, where: str, entry: catalog.Weights) -> _Source:
     if not path.is_file():
         raise CheckpointError(f'the source must be a file, a URL or weights of the catalogue, got {shown(str(path))}.')
     size, digest = sha256_of(path)
-    return _Source(path, where, size, digest)
+    return _Source(path, where, entry.url, size, digest)
 
 
 def _own_network(entry: catalog.Weights) -> Network | None:
@@ -186,14 +199,34 @@ def _own_network(entry: catalog.Weights) -> Network | None:
     return None if entry.file is None else Network(entry.architecture, num_classes=entry.num_classes or 0)
 
 
-def _label_names(
-        entry: catalog.Weights, network: Network, in_file: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Those of the file, which knows the order of its own logits, else the catalogue's; None if neither fits."""
+def _check_is_of(network: Network, entry: catalog.Weights) -> None:
+    """Raise CheckpointError if the file cannot be the entry's."""
+    is_other_set = entry.labels is not None and network.num_classes != entry.num_classes
+    if is_other_set or not is_network_of(network, entry.architecture):
+        raise CheckpointError(
+            f'by its tensors the file is of {network.architecture} with {network.num_classes} classes, and '
+            f'{entry.name} is of {entry.architecture} with {entry.num_classes or "some"}; get the right file, or say '
+            f'by name (--as) which weights it is.')
+
+
+def _labels(entry: catalog.Weights, network: Network, in_file: Sequence[str] | None) -> dict[str, str]:
+    """Names of the classes and what they mean: of the file, which knows the order of its own logits, else known ones.
+
+    Nothing, if nobody says.
+    """
     own = catalog.label_set(entry.labels).labels if entry.labels else None
     for names in (in_file, own):
         if names is not None and len(names) == network.num_classes:
-            return tuple(names)
-    return None
+            return {name: name for name in names}
+    subset = IMAGENETS.get(network.num_classes) if entry.dataset.startswith('imagenet') else None
+    if subset is None:
+        return {}
+    info = ImageNetInfo(subset)
+    return dict(zip(info.label_names(), info.label_descriptions(detailed=True), strict=True))
+
+
+def _described(labels: Mapping[str, str]) -> dict[str, Any]:
+    return {'label_names': list(labels), 'label_descriptions': dict(labels)} if labels else {}
 
 
 def _build(entry: catalog.Weights, network: Network, label_names: tuple[str, ...] | None) -> nn.Module:
@@ -218,13 +251,6 @@ def _pool_size(base: PretrainedCfg, input_size: Sequence[int]) -> tuple[int, ...
         return None
     return tuple(
         -(-new * pool // old) for new, old, pool in zip(input_size[1:], base.input_size[1:], base.pool_size))
-
-
-def _config(entry: catalog.Weights, label_names: Sequence[str] | None) -> dict[str, Any]:
-    config: dict[str, Any] = {'problem_type': entry.problem_type}
-    if label_names is not None:
-        config |= {'label_names': list(label_names), 'label_descriptions': {name: name for name in label_names}}
-    return config
 
 
 def _notes(

@@ -15,7 +15,14 @@ from timm_miil.models import _identify, miil_levit, miil_mobilenet, miil_tresnet
 from timm_miil.models._fit import fill_counters
 from timm_miil.models._loading import check_fit, unwrap
 
-__all__ = ['Network', 'convert_published', 'identify']
+__all__ = ['Network', 'convert_published', 'identify', 'is_network_of']
+
+# What one name stands for in the authors' repositories and files: layouts and heads of one size.
+ALIKE = (
+    frozenset({'tresnet_m', 'miil_tresnet_m_bottleneck'}),
+    frozenset({'tresnet_l', 'tresnet_v2_l', 'miil_tresnet_v2_l_slope1e6', 'miil_tresnet_l_bottleneck'}),
+    frozenset({'tresnet_xl', 'miil_tresnet_v2_xl'}),
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,18 @@ def identify(tensors: Mapping[str, Tensor], architecture: str | None = None) -> 
     """
     found = _identify.identify(unwrap(tensors), architecture)
     return Network(found.architecture, dict(found.model_args), found.num_classes)
+
+
+def is_network_of(network: Network, architecture: str) -> bool:
+    """Whether a file of this network may be one that is published for this architecture.
+
+    The same network, or one of those that share its name in the authors' repositories: a "tresnet_l" of one of them is
+    a `tresnet_v2_l`. Classes are not looked at.
+    """
+    name = network.architecture
+    if name == 'mldecoder' and 'backbone' in network.model_args:
+        name = f'mldecoder_{network.model_args["backbone"]}'
+    return name == architecture or any({name, architecture} <= alike for alike in ALIKE)
 
 
 def convert_published(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
