@@ -20,14 +20,22 @@ FULL_PX_LIMIT = 640
 NUM_CLASSES = 42
 LEVELS = {'miil_levit_768': 3} | {name: 5 for name in NAMES if 'binas' in name or 'ofa' in name}  # of features_only
 ZERO_SHOT = timm.list_models(module='mldecoder_zero_shot')
-# Tracing the deepest networks and each of those that are alike takes minutes; they are built of the others' blocks.
+# These differ from another one in their numbers only.
+COPIES = (
+    'binas_b', 'binas_c', 'binas_d', 'binas_e', 'binas_f', 'tresnet_l_bottleneck', 'tresnet_v2_l_slope1e6',
+    'resnet32x4')
+# Tracing the deepest networks takes minutes, and so does each of timm's blocks; they are built of the others' parts.
 DEEP = (
-    'tresnet_l', 'tresnet_v2_xl', 'tresnet_xl', 'tresnet_l_bottleneck', 'tresnet_v2_l_slope1e6', 'sdl_tresnet_m',
-    'binas_b', 'binas_c', 'binas_d', 'binas_e', 'binas_f', 'ofa_595m', 'resnet32x4')
+    'tresnet_l', 'tresnet_v2_xl', 'tresnet_xl', 'tresnet_m_bottleneck', 'sdl_tresnet_m', 'binas_a', 'ofa_595m',
+    'levit_768')
 LEVIT_SIZES = dict(embed_dim=[48, 64, 80], key_dim=8, depth=[2, 1, 1], num_heads=[3, 4, 6])  # it has none of its own
-traced = pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=pytest.mark.slow) if name.endswith(DEEP) else name for name in NAMES],
-    indirect=True, scope='module')
+
+
+def slow_if(names):
+    return [pytest.param(name, marks=pytest.mark.slow) if name.endswith(names) else name for name in NAMES]
+
+
+traced = pytest.mark.parametrize('name', slow_if(DEEP + COPIES), indirect=True, scope='module')
 
 
 def image_size(cfg, limit=SMALL_PX):
@@ -51,7 +59,7 @@ def meta_images(cfg, batch=2):
     return torch.empty(batch, *image_size(cfg, FULL_PX_LIMIT), device='meta')
 
 
-@pytest.fixture(scope='module', params=NAMES)
+@pytest.fixture(scope='module', params=slow_if(COPIES))
 def name(request):
     return request.param
 
