@@ -186,5 +186,5 @@ def test_classes_that_exclude_each_other_are_told_from_those_that_do_not():
 
 def test_notes_are_sentences():
     for entry in catalog.weights().values():
-        for sentence in (*entry.notes, *entry.conversion):
+        for sentence in (*entry.notes, *entry.remarks, *entry.conversion):
             assert sentence.endswith('.') and (sentence[0].isupper() or sentence.startswith('timm')), sentence

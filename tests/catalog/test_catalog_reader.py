@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from timm_miil._errors import CatalogError
-from timm_miil.catalog import DataSet, LabelSet, Metric, Paper, TimmFacts, Weights, _reader
+from timm_miil.catalog import DataSet, LabelSet, Metric, Paper, TimmFacts, Unsettled, Weights, _reader
 
 PAPERS = '''
 [ink]
@@ -67,6 +67,8 @@ source_architecture = "inky"
 timm_tag = "ink_net.lab_blots"
 conversion = ["Halved."]
 notes = ["one", "two"]
+unsettled = { architecture = "or another", head = "one of two", num_params = "open", num_classes = "a guess" }
+remarks = ["three"]
 
 [weights."ink_tiny.own"]
 inherit = false
@@ -133,7 +135,8 @@ def test_a_good_catalogue_is_read_as_it_stands(root):
             url='https://example.org/ink.pth', sha256='0123456789abcdef' * 4, base='ink_tiny.own', hf_hub_id='lab/ink',
             source_repo='lab/ink', published_in='README.md',
             source_architecture='inky', timm_tag='ink_net.lab_blots', licence='MIT', conversion=('Halved.',),
-            notes=('one', 'two'),
+            notes=('one', 'two'), unsettled=Unsettled('or another', 'one of two', 'open', 'a guess'),
+            remarks=('three',),
             timm=TimmFacts(
                 body='resnet18', first_conv=('stem',), classifier=('head.a', 'head.b'), pool_stride=32)),
         'ink_tiny.own': Weights(
@@ -151,13 +154,13 @@ def test_a_good_catalogue_is_read_as_it_stands(root):
 
 def test_every_fact_of_the_records_is_covered_by_the_good_catalogue(root):
     records = [*_reader.read_papers(root).values(), *_reader.read_label_sets(root).values(), *read(root).values()]
-    records += [metric for entry in read(root).values() for metric in entry.metrics]
+    records += [part for entry in read(root).values() for part in (*entry.metrics, entry.unsettled)]
     given = {
         (type(record).__name__, field.name) for record in records for field in dataclasses.fields(record)
-        if getattr(record, field.name) not in (None, ())}
+        if getattr(record, field.name) not in (None, (), Unsettled())}
     assert given == {
         (kind.__name__, field.name)
-        for kind in (Paper, LabelSet, Weights, Metric) for field in dataclasses.fields(kind)}
+        for kind in (Paper, LabelSet, Weights, Metric, Unsettled) for field in dataclasses.fields(kind)}
 
 
 def test_results_cannot_be_changed(root):
@@ -236,6 +239,10 @@ BAD_VALUES = [
     ('conversion', '["Halved."]', '["Halved. "]', ENTRY, "['Halved. ']", 'a list of strings'),
     ('notes', '["one", "two"]', '[]', ENTRY, '[]', 'a list of strings'),
     ('notes', '["one", "two"]', '["one", ""]', ENTRY, "['one', '']", 'a list of strings, none empty'),
+    ('remarks', '["three"]', '"three"', ENTRY, "'three'", 'a list of strings'),
+    ('unsettled', '{ architecture = "or another", head = "one of two", num_params = "open", num_classes = "a guess" }',
+     '"all"', ENTRY, "'all'", 'a table'),
+    ('num_params', 'num_params = "open"', 'num_params = 3', f'{ENTRY}.unsettled', '3', 'a string'),
     ('inherit', 'inherit = false', 'inherit = "no"', TINY, "'no'", 'true or false'),
     ('origin', 'origin = "paper"\n', '', f'{ENTRY}.metrics[0]', 'nothing', "one of 'paper', 'measured'"),
     ('origin', 'origin = "paper"', 'origin = "rumour"', 'defaults.metric', "'rumour'", "one of 'paper', 'measured'"),

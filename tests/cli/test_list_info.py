@@ -76,7 +76,8 @@ def test_everything_known_of_weights_is_shown(name, capsys):
             entry.name, entry.dataset, entry.num_classes, entry.labels, entry.num_groups, entry.mean, entry.std,
             entry.interpolation, entry.crop_mode, entry.crop_pct, entry.url, entry.source_repo, entry.published_in,
             entry.source_architecture, entry.hf_hub_id,
-            entry.licence or 'none stated by the authors', catalog.HEADS[entry.head], *entry.notes,
+            entry.licence or 'none stated by the authors', catalog.HEADS[entry.head], *entry.notes, *entry.remarks,
+            entry.unsettled.architecture, entry.unsettled.num_params, entry.unsettled.num_classes,
             paper.title, *paper.authors, paper.venue, paper.arxiv, paper.repository, paper.bibtex):
         assert fact is None or str(fact) in text, fact
     for metric in entry.metrics:

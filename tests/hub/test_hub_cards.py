@@ -1,4 +1,5 @@
 """The cards of the catalogue: committed as the template makes them, true to the catalogue, and their code runs."""
+import dataclasses
 import json
 import os
 import re
@@ -167,11 +168,41 @@ def test_preprocessing_is_in_words():
 
 def test_what_is_not_known_is_said():
     card = CARDS['resnet50.miil_single_label_in21k']
-    assert '**Classes:** as many as the file has; the number is not published' in card
-    assert '**Parameters:** only the file can tell' in card
+    assert '**Classes:** as many as the file has: the number is not published, but is 11221 or 10450' in card
+    assert '**Parameters:** not known until the file is opened, as they depend on its number of classes' in card
+    assert 'as neither the sizes of the network nor' in CARDS['miil_levit_768.miil_single_label_in21k']
+    assert 'only the file tells which it holds' in CARDS['tresnet_l.miil_openimages_448']
     assert 'No number for these very weights is published' in section(card, 'Results')
     assert 'The preprocessing is not published' in section(card, 'Limits')
     assert '`timm-miil convert resnet50.miil_single_label_in21k -o model`' in section(card, 'Usage')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_what_maintainers_note_is_not_told_to_readers(name):
+    entry, card = catalog.weight(name), CARDS[name]
+    assert [remark for remark in entry.remarks if remark in card] == []
+    assert not re.search(
+        r'as converting does|must detect|inspect the|\brepo\b|block strings|pip install timm-miil', card)
+    for phrase in dataclasses.astuple(entry.unsettled):
+        assert phrase is None or phrase in card
+
+
+def test_what_the_file_has_settled_is_not_called_open():
+    for name, network, head in (
+            ('tresnet_l.miil_openimages_448', Network('miil_tresnet_l_bottleneck', num_classes=9605), 'two linear'),
+            ('tresnet_l.miil_openimages_448', Network('tresnet_l', num_classes=9605), 'one linear layer on pooled'),
+            ('tresnet_l.miil_openimages_448', Network('mldecoder_tresnet_l', {'num_groups': 7}, 9605), 'ML-Decoder:'),
+            ('tresnet_v2_l.miil_csl_openimages_224', Network('tresnet_v2_l', num_classes=9605), 'one linear layer'),
+            ('resnet50.miil_multi_label_in21k', Network('resnet50', num_classes=10450), 'one linear layer')):
+        card = catalog_card(name, network=network)
+        assert f'**Head:** {head}' in card and re.search(r'\*\*Parameters:\*\* [\d.]+ M\n', card)
+        phrases = dataclasses.astuple(catalog.weight(name).unsettled)
+        assert any(phrases) and [phrase for phrase in phrases if phrase and phrase in card] == []
+
+
+def test_code_and_words_agree_on_the_vectors_of_words():
+    card = CARDS['miil_sdl_tresnet_m.miil_nus_wide_224']
+    assert 'a matrix of 300 x 7, whose 7 columns are' in card and '.reshape(300, -1)' in card and '7 rows' not in card
 
 
 def test_a_number_of_a_network_trained_further_is_not_these_weights_own():
@@ -215,6 +246,55 @@ def test_a_repositorys_card_is_of_its_file():
     assert "timm.create_model('tresnet_l.miil_openimages_448', pretrained=True)" in folder
 
 
+SHA = 'd52c3a06' + '0' * 56
+
+
+def converted(source_sha256: str | None, source_name: str | None = None, **changes: object) -> str:
+    """A card of a file of BINAS-A, whose name begins its checksum."""
+    entry = dataclasses.replace(catalog.weight('miil_binas_a.miil_in1k'), **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, 'weight', lambda name: entry)
+        return catalog_card(
+            entry.name, repo_id='lab/x', network=Network('miil_binas_a', num_classes=1000),
+            source_sha256=source_sha256, source_name=source_name)
+
+
+def test_a_converted_card_says_of_which_file_it_is():
+    url, doubt = catalog.weight('miil_binas_a.miil_in1k').url, 'from a file that was given as that one'
+    plain = converted(None)
+    assert 'Converted from' not in plain and 'here they are converted' in plain
+
+    own = converted(SHA, 'my <b>`file.pth')
+    assert f"- **Converted from:** `my <b>'file.pth`, a file with the SHA-256 `{SHA}`, which the catalogue does" in own
+    assert 'it begins as the name of the published file says' in own and doubt in own and own == converted(
+        SHA, 'my <b>`file.pth')
+    assert 'by its name, that of the published file begins with `d52c3a06`' in converted('e' * 64)
+    assert 'as it has none to compare it with' in converted('e' * 64, url='https://x.org/a.pth')
+
+    loaded = converted(SHA, url)
+    assert 'that file, as it was downloaded from there, with the SHA-256' in loaded and doubt not in loaded
+
+    known = converted(SHA, 'file.pth', sha256=SHA)
+    assert 'which the catalogue knows as that of the published file' in known and doubt not in known
+    assert ModelCard(known).data.eval_results
+
+    other = converted('e' * 64, url, sha256=SHA)
+    assert 'was converted from another file than that' in other and 'which is not that of the published file' in other
+    assert 'the results below need not be its own' in section(other, 'Limits')
+    assert not ModelCard(other).data.eval_results
+
+
+def test_classes_of_imagenet_are_told_in_words():
+    info = timm.data.ImageNetInfo('imagenet-1k')
+    for names in (None, info.label_names()):
+        card = catalog_card('hardcorenas_a.miil_red_in1k', repo_id='lab/x', label_names=names)
+        assert '**Classes:** 1000: `n01440764` (tench), `n01443537` (goldfish), ' in card
+        assert "and 988 more in timm's list `imagenet-1k`" in card and "ImageNetInfo('imagenet-1k')" in blocks(card)[0]
+    card = catalog_card('hardcorenas_a.miil_red_in1k', repo_id='lab/x', label_names=info.label_names()[::-1])
+    assert '**Classes:** 1000: `n15075141`, ' in card and 'more in `config.json`' in card
+    assert "names = model.pretrained_cfg['label_names']" in card
+
+
 def test_names_of_classes_do_nothing_to_the_card():
     evil = ['<script>alert(1)</script>', 'a\nb', '[x](javascript:1)', 'tick ` tock', '\x1b[31mred', '\u202eold']
     card = catalog_card('tresnet_m.miil_coco_224', network=Network('test_resnet', num_classes=6), label_names=evil)
@@ -229,6 +309,8 @@ def test_names_of_classes_do_nothing_to_the_card():
     ('tresnet_m.miil_coco', {}, "unknown weights 'tresnet_m.miil_coco'; did you mean"),
     ('tresnet_m.miil_coco_224', {'label_names': ['a']}, 'one name a class, got 1 for the 80 classes of tresnet_m.miil'),
     ('resnet50.miil_single_label_in21k', {'label_names': ['a']}, 'got 1 for the unknown classes'),
+    ('tresnet_m.miil_coco_224', {'repo_id': 'lab/x', 'source_sha256': 'E' * 64}, 'must be 64 hexadecimal digits in'),
+    ('tresnet_m.miil_coco_224', {'source_sha256': 'e' * 64}, 'of a file that was converted: give network or repo_id'),
     ('peta_album.miil_ml_cufed', {'repo_id': 'lab/x'}, 'peta_album.miil_ml_cufed must not be published: Alibaba-MIIL/'),
     ('tresnet_m.miil_in1k', {'repo_id': 'lab/x'}, 'must not be published: timm has them on the Hub already'),
 ])

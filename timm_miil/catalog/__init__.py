@@ -21,13 +21,13 @@ from timm_miil._checks import nearest
 from timm_miil._errors import CatalogError
 from timm_miil.catalog import _reader
 from timm_miil.catalog._records import (
-    HEADS, METRICS, PROBLEM_TYPES, DataSet, LabelSet, Metric, Paper, TimmFacts, Weights,
+    HEADS, METRICS, PROBLEM_TYPES, DataSet, LabelSet, Metric, Paper, TimmFacts, Unsettled, Weights,
 )
 from timm_miil.catalog._timm_cfg import can_register, timm_cfg
 
 __all__ = [
     'HEADS', 'METRICS', 'PROBLEM_TYPES', 'CatalogError', 'DataSet', 'LabelSet', 'Metric', 'Paper', 'TimmFacts',
-    'Weights', 'data_set', 'data_sets', 'families', 'find', 'label_set', 'label_sets', 'paper', 'papers',
+    'Unsettled', 'Weights', 'data_set', 'data_sets', 'families', 'find', 'label_set', 'label_sets', 'paper', 'papers',
     'pretrained_cfgs', 'weight', 'weights', 'weights_of',
 ]
 

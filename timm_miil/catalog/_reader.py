@@ -17,7 +17,7 @@ from timm_miil._checks import nearest
 from timm_miil._errors import CatalogError
 from timm_miil.catalog._records import (
     CROP_MODES, HEADS, INTERPOLATIONS, METRICS, ORIGINS, PROBLEM_TYPES, DataSet, LabelSet, Metric, Paper, TimmFacts,
-    Weights,
+    Unsettled, Weights,
 )
 from timm_miil.catalog._table import (
     ARXIV, CROP_PCT, DASHED, DATE, HTTPS, MEAN, MODULES, NAME, NAME_TAG, PACKAGED, PERCENT, REPO, SHA256, SHAPE, STD,
@@ -256,6 +256,18 @@ def _metric(table: Table) -> Metric:
     return metric
 
 
+def _unsettled(entry: Table) -> Unsettled:
+    table = Table(entry.file, f'{entry.name}.unsettled', entry.optional('unsettled', TABLE) or {})
+    unsettled = Unsettled(
+        architecture=table.optional('architecture', TEXT),
+        head=table.optional('head', TEXT),
+        num_params=table.optional('num_params', TEXT),
+        num_classes=table.optional('num_classes', TEXT),
+    )
+    table.close()
+    return unsettled
+
+
 def _entry(
         name: str,
         family: str,
@@ -295,6 +307,8 @@ def _entry(
         licence=table.optional('licence', TEXT),
         conversion=table.optional('conversion', TEXTS) or (),
         notes=table.optional('notes', TEXTS) or (),
+        unsettled=_unsettled(table),
+        remarks=table.optional('remarks', TEXTS) or (),
         timm=timm_facts,
     )
 

@@ -3,7 +3,7 @@ import dataclasses
 
 __all__ = [
     'CROP_MODES', 'HEADS', 'INTERPOLATIONS', 'METRICS', 'ORIGINS', 'PROBLEM_TYPES', 'DataSet', 'LabelSet', 'Metric',
-    'Paper', 'TimmFacts', 'Weights',
+    'Paper', 'TimmFacts', 'Unsettled', 'Weights',
 ]
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'lanczos')      # timm's words
@@ -14,7 +14,7 @@ PROBLEM_TYPES = ('multi_label_classification', 'single_label_classification')
 HEADS = {
     'fc': 'one linear layer on pooled features',
     'ml_decoder': 'ML-Decoder: cross-attention of one query a group of classes',
-    'sdl_embedding': 'linear layer to several rows in word-vector space, one score a word',
+    'sdl_embedding': 'linear layer to several vectors in word-vector space, one score a word',
     'zero_shot_ml_decoder': 'ML-Decoder whose queries are embeddings of the labels, one score a label',
 }
 
@@ -162,6 +162,23 @@ class TimmFacts:
     loadable: bool = True
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unsettled:
+    """What the published facts leave open and the file settles: phrases that stand until somebody has converted it.
+
+    Attributes:
+        architecture: What may be another network, added to its name.
+        head: What the head is, in the place of the words of `HEADS`.
+        num_params: Why the number of parameters is not known.
+        num_classes: What is known of the number of classes, or where a number that is not stated is from.
+    """
+
+    architecture: str | None = None
+    head: str | None = None
+    num_params: str | None = None
+    num_classes: str | None = None
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """One file of weights.
@@ -196,7 +213,9 @@ class Weights:
         timm_tag: timm's 'architecture.tag' for this very file; None when timm does not have it.
         licence: SPDX identifier of the source repository's licence; None when it has none.
         conversion: What converting the file to timm's layout changes beyond the names of tensors, a sentence each.
-        notes: Remarks, a sentence each.
+        notes: What a user should know, a sentence each, true of the published file and of a converted one.
+        unsettled: What the published facts leave open.
+        remarks: What a maintainer should know, a sentence each; cards leave it out.
         timm: What timm needs to know of the architecture.
     """
 
@@ -230,6 +249,8 @@ class Weights:
     licence: str | None = None
     conversion: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unsettled: Unsettled = Unsettled()
+    remarks: tuple[str, ...] = ()
     timm: TimmFacts = TimmFacts()
 
     @property

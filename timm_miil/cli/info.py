@@ -1,5 +1,6 @@
 """`timm-miil info`: everything known about an architecture or weights."""
 import argparse
+import dataclasses
 import inspect
 from collections.abc import Iterable, Iterator
 
@@ -79,6 +80,10 @@ def _weights_facts(entry: catalog.Weights) -> _Facts:
     yield 'authors call it', entry.source_architecture
     for note in entry.notes:
         yield 'note', note
+    for field in dataclasses.fields(entry.unsettled):
+        yield f'open: {field.name}', getattr(entry.unsettled, field.name)
+    for remark in entry.remarks:
+        yield 'remark', remark
 
 
 def _paper_facts(paper: catalog.Paper) -> _Facts:

@@ -1,78 +1,20 @@
 """What the cards of the catalogue's weights say, section by section."""
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from timm.data import infer_imagenet_subset
+from timm.data import ImageNetInfo
 
 from timm_miil import catalog
+from timm_miil.hub._card_subject import Subject
 from timm_miil.hub._card_text import as_code, as_text, loading_code
+from timm_miil.models.download import name_hash
 
-__all__ = [
-    'Subject', 'conversion', 'details', 'intended_use', 'limits', 'remarks', 'results', 'summary', 'word_code',
-]
+__all__ = ['conversion', 'details', 'intended_use', 'limits', 'remarks', 'results', 'summary', 'word_code']
 
 NAMED_LABELS = 12
 WORD_DIMS = 300
 ORIGINS = {'paper': 'the authors', 'measured': 'measured by us'}
 HUB, GITHUB, ARXIV = 'https://huggingface.co', 'https://github.com', 'https://arxiv.org/abs'
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
-    """What a card is about.
-
-    Attributes:
-        entry: Its entry of the catalogue.
-        paper: Paper of the entry.
-        data_set: Data set of the entry.
-        repo_id: Repository on the Hub that the card is for, if it is for one.
-        is_converted: Whether the card is of a file of our own making, and not of the published one.
-        architecture: Name of the network in timm's registry, of the file where it is known.
-        model_args: Further arguments of the network.
-        num_classes: Number of classes; None when only the file can tell, as the next.
-        num_params: Number of parameters.
-        label_names: Names of the classes; None when they are not known.
-        has_network: Whether a registered network holds the weights.
-        is_ours: Whether the network is of this package.
-        is_named: Whether `timm.create_model(name, pretrained=True)` knows the weights.
-    """
-
-    entry: catalog.Weights
-    paper: catalog.Paper
-    data_set: catalog.DataSet
-    repo_id: str | None
-    is_converted: bool
-    architecture: str
-    model_args: Mapping[str, Any]
-    num_classes: int | None
-    num_params: int | None
-    label_names: tuple[str, ...] | None
-    has_network: bool
-    is_ours: bool
-    is_named: bool
-
-    @property
-    def is_multi_label(self) -> bool:
-        """Whether the classes are independent."""
-        return self.entry.problem_type == 'multi_label_classification'
-
-    @property
-    def kind(self) -> str:
-        """'multi-label' or 'single-label'."""
-        return 'multi-label' if self.is_multi_label else 'single-label'
-
-    @property
-    def timm_names(self) -> str | None:
-        """timm's name of the list of these very classes, if it has one."""
-        subset = infer_imagenet_subset({'num_classes': self.num_classes})
-        return subset if subset == self.data_set.timm_names else None
-
-    @property
-    def gives_words(self) -> bool:
-        """Whether the output lies in the space of word vectors and is no score of a class."""
-        return self.entry.head == 'sdl_embedding'
 
 
 def summary(subject: Subject) -> Iterator[str]:
@@ -91,8 +33,8 @@ def summary(subject: Subject) -> Iterator[str]:
         yield f'{what} Its network or its making is described in {paper}.'
     else:
         yield (
-            f'{what} The authors of {paper} published these weights as {as_code(entry.file_name or "")}'
-            + ('; here they are converted to what timm loads.' if subject.is_converted else '.'))
+            f'{what} The authors of {paper} published {"weights" if _is_in_doubt(subject) else "these weights"} as '
+            f'{as_code(entry.file_name or "")}{_converted_from(subject)}')
     if entry.hf_hub_id is not None and not subject.is_converted:
         yield (
             f'They are on the Hub as [{entry.hf_hub_id}]({HUB}/{entry.hf_hub_id}), whose own card is the one to read '
@@ -108,10 +50,12 @@ def details(subject: Subject) -> Iterator[tuple[str, str]]:
     yield 'Architecture', _architecture(subject)
     if entry.source_architecture is not None:
         yield "Authors' name of the network", as_code(entry.source_architecture)
-    yield 'Head', catalog.HEADS[entry.head]
+    yield 'Head', _head(subject)
     yield 'Parameters', (
         f'{subject.num_params / 1e6:.2f} M' if subject.num_params is not None
-        else 'only the file can tell, as its sizes are not published')
+        else as_text(
+            subject.unsettled.num_params
+            or 'not known until the file is opened, as they depend on its number of classes, which is not published'))
     yield 'Input', _input(entry)
     yield 'Preprocessing', preprocessing(entry)
     yield 'Classes', _classes(subject)
@@ -122,12 +66,63 @@ def details(subject: Subject) -> Iterator[tuple[str, str]]:
         yield 'Fine-tuned from', _linked(f'`{base.name}`', base.hf_hub_id and f'{HUB}/{base.hf_hub_id}')
     yield 'Paper', f'{as_text(subject.paper.title)}, [arXiv:{subject.paper.arxiv}]({ARXIV}/{subject.paper.arxiv})'
     if entry.url is not None:
-        yield 'Original file', (
+        yield 'Published file', (
             f'[{entry.file_name}]({entry.url}), linked in {as_code(entry.published_in or "")} of '
             f'[{entry.source_repo}]({GITHUB}/{entry.source_repo})')
         if entry.sha256 is not None:
             yield 'SHA-256 of that file', as_code(entry.sha256)
+    if subject.source_sha256 is not None:
+        yield 'Converted from', _source(subject)
     yield 'Licence', _licence(subject)
+
+
+def _is_in_doubt(subject: Subject) -> bool:
+    """Whether a file was converted that is not known to be the published one."""
+    return (
+        subject.source_sha256 is not None and not subject.is_published_file
+        and (subject.is_published_file is False or subject.source_name != subject.entry.url))
+
+
+def _converted_from(subject: Subject) -> str:
+    """How the sentence about the published file ends."""
+    if not subject.is_converted:
+        return '.'
+    if subject.is_published_file is False:
+        return '. **What is here was converted from another file than that**, as its SHA-256 shows.'
+    if _is_in_doubt(subject):
+        return '; what is here was converted to what timm loads, from a file that was given as that one.'
+    return '; here they are converted to what timm loads.'
+
+
+def _source(subject: Subject) -> str:
+    """Which file was converted, and what the catalogue knows of it."""
+    entry, digest = subject.entry, subject.source_sha256 or ''
+    begins = name_hash(entry.file_name or '')
+    if subject.is_published_file:
+        known = 'which the catalogue knows as that of the published file'
+    elif subject.is_published_file is False:
+        known = 'which is not that of the published file'
+    elif begins and digest.startswith(begins):
+        known = 'which the catalogue does not know; it begins as the name of the published file says'
+    elif begins:
+        known = f'which the catalogue does not know; by its name, that of the published file begins with `{begins}`'
+    else:
+        known = 'which the catalogue does not know, as it has none to compare it with'
+    if subject.source_name is not None and subject.source_name == entry.url:
+        name = 'that file, as it was downloaded from there,'
+    else:
+        name = f'{as_code(subject.source_name)}, a file' if subject.source_name else 'a file'
+    return f'{name} with the SHA-256 {as_code(digest)}, {known}'
+
+
+def _head(subject: Subject) -> str:
+    """What scores the classes: of the network, where it is known, as a name can mislead."""
+    if subject.unsettled.head is not None:
+        return as_text(subject.unsettled.head)
+    if subject.architecture.endswith('_bottleneck'):
+        return 'two linear layers on pooled features, with 512 numbers between them'
+    is_fc = subject.entry.head == 'fc'
+    return catalog.HEADS['ml_decoder' if is_fc and subject.architecture.startswith('mldecoder') else subject.entry.head]
 
 
 def _architecture(subject: Subject) -> str:
@@ -138,6 +133,8 @@ def _architecture(subject: Subject) -> str:
         text += ' with ' + ', '.join(as_code(f'{key}={value!r}') for key, value in sorted(subject.model_args.items()))
     if subject.architecture != subject.entry.architecture:
         text += f'; the catalogue calls it {as_code(subject.entry.architecture)}, but the tensors of the file decide'
+    if subject.unsettled.architecture is not None:
+        text += f', {as_text(subject.unsettled.architecture)}'
     return text
 
 
@@ -174,16 +171,27 @@ def preprocessing(entry: catalog.Weights) -> str:
 
 def _classes(subject: Subject) -> str:
     if subject.gives_words:
-        rows = (subject.num_classes or 0) // WORD_DIMS
-        return f'any that have a word vector; the output holds {rows} vectors of {WORD_DIMS} numbers'
+        columns = (subject.num_classes or 0) // WORD_DIMS
+        return (
+            f'any that have a word vector; the output is a matrix of {WORD_DIMS} x {columns}, whose {columns} columns '
+            f'are vectors of {WORD_DIMS} numbers')
+    open_count = as_text(subject.unsettled.num_classes) if subject.unsettled.num_classes else None
     if subject.num_classes is None:
-        return 'as many as the file has; the number is not published'
-    count = _number(subject.num_classes)
-    if subject.label_names is None:
+        return open_count or 'as many as the file has; the number is not published'
+    count = _number(subject.num_classes) + (f', {open_count}' if open_count else '')
+    if subject.timm_names is not None:
+        info = ImageNetInfo(subject.timm_names)
+        names = [
+            f'{as_code(name)} ({as_text(info.index_to_description(index).split(",")[0])})'
+            for index, name in enumerate(info.label_names()[:NAMED_LABELS])]
+        where = f"timm's list `{subject.timm_names}`"
+    elif subject.label_names is not None:
+        names = list(map(as_code, subject.label_names[:NAMED_LABELS]))
+        where = f"timm-miil's label set `{subject.entry.labels}`" if not subject.is_converted else '`config.json`'
+    else:
         return count
-    listed = ', '.join(map(as_code, subject.label_names[:NAMED_LABELS]))
+    listed = ', '.join(names)
     rest = subject.num_classes - NAMED_LABELS
-    where = f"timm-miil's label set `{subject.entry.labels}`" if not subject.is_converted else '`config.json`'
     return f'{count}: {listed}' + (f', and {_number(rest)} more in {where}' if rest > 0 else '')
 
 
@@ -239,6 +247,8 @@ def _limits_of_weights(subject: Subject) -> Iterator[str]:
         yield 'The preprocessing is not published: try it on pictures whose class you know before you rely on it.'
     if entry.hf_hub_id is not None:
         yield "The code prepares pictures as timm's configuration says, which can differ from what is said above."
+    if subject.is_published_file is False:
+        yield 'The file that was converted is not the published one: the results below need not be its own.'
 
 
 def remarks(subject: Subject) -> str | None:
@@ -283,8 +293,9 @@ def conversion(subject: Subject) -> str | None:
     if entry.url is None or not subject.has_network or entry.hf_hub_id is not None and not subject.is_converted:
         return None
     done = 'made these files of' if subject.is_converted else 'makes a folder that timm loads of'
+    which = 'the original file' if subject.source_sha256 is None else 'the file said above'
     return ' '.join([
-        f'`timm-miil convert {entry.name}` {done} the original file. It runs none of the code that such files can '
+        f'`timm-miil convert {entry.name}` {done} {which}. It runs none of the code that such files can '
         f'hold, gives every tensor its name in timm, refuses a file with a tensor too many or too few, and writes '
         f'safetensors. Nothing is trained or rounded.', *map(as_text, entry.conversion)])
 
@@ -294,7 +305,7 @@ def word_code(source: str, *, is_ours: bool) -> str:
     return loading_code(source, is_ours=is_ours) + f'''\
     vectors = model(transform(picture).unsqueeze(0))[0].reshape({WORD_DIMS}, -1)
 
-# A word with a vector of {WORD_DIMS} numbers fits as well as the best column says: (word_vector @ vectors).max()
+# Each column is a word vector. A word fits as well as the best of them says: (word_vector @ vectors).max()
 print(vectors.shape)
 '''
 

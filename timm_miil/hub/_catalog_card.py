@@ -1,4 +1,5 @@
 """Cards of the catalogue's weights: every sentence follows from a fact of the catalogue or of the converted file."""
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -6,10 +7,11 @@ from typing import Any
 from timm.models import is_model, is_model_pretrained, model_entrypoint
 
 from timm_miil import catalog
+from timm_miil._checks import shown
 from timm_miil.hub import _card_words as words
 from timm_miil.hub._card_check import check_card
+from timm_miil.hub._card_subject import Subject
 from timm_miil.hub._card_text import assemble, embedding_code, prediction_code
-from timm_miil.hub._card_words import Subject
 from timm_miil.models.published import Network
 
 __all__ = ['catalog_card']
@@ -18,6 +20,7 @@ __all__ = ['catalog_card']
 HUB_METRICS = {'top1': 'accuracy'}
 # 'table in README.md of owner/name'
 REPOSITORY = re.compile(r' of ([\w.-]+/[\w.-]+)$')
+SHA256 = re.compile(r'[0-9a-f]{64}')
 PICTURES, CLIPS, WORDS = 'image-classification', 'video-classification', 'zero-shot-image-classification'
 
 
@@ -27,6 +30,8 @@ def catalog_card(
         repo_id: str | None = None,
         network: Network | None = None,
         label_names: Sequence[str] | None = None,
+        source_sha256: str | None = None,
+        source_name: str | None = None,
 ) -> str:
     """The card of an entry of the catalogue; equal arguments give equal bytes.
 
@@ -36,16 +41,24 @@ def catalog_card(
             makes a card with code that loads the weights by their name.
         network: Network of the converted file; None makes a card of the published file, as the catalogue knows it.
         label_names: Names of the classes that the file has; None takes the catalogue's label set, if there is one.
+        source_sha256: SHA-256 of the file that was converted, which the card compares with what the catalogue knows;
+            None leaves that out.
+        source_name: Name of that file, or the URL that it was downloaded from; the card shows it beside its SHA-256.
 
     Raises:
         CatalogError: If there is no such entry.
-        ValueError: If there is a repo_id and nobody may publish a copy of these weights, or if there is not one label
-            name a class.
+        ValueError: If there is a repo_id and nobody may publish a copy of these weights, if there is not one label
+            name a class, or source_sha256 is no SHA-256 or there is one of a card of the published file.
     """
     entry = catalog.weight(name)
     if repo_id is not None and entry.why_not_publish is not None:
         raise ValueError(f'{name} must not be published: {entry.why_not_publish}.')
-    subject = _subject(entry, repo_id, network, label_names)
+    if source_sha256 is not None and not SHA256.fullmatch(source_sha256):
+        raise ValueError(f'source_sha256 must be 64 hexadecimal digits in lower case, got {shown(source_sha256)}.')
+    if source_sha256 is not None and repo_id is None and network is None:
+        raise ValueError('source_sha256 is of a file that was converted: give network or repo_id with it.')
+    subject = dataclasses.replace(
+        _subject(entry, repo_id, network, label_names), source_sha256=source_sha256, source_name=source_name)
     card = assemble(_head(subject), _body(subject))
     check_card(card)
     return card
@@ -82,6 +95,8 @@ def _subject(
         has_network=entry.timm.loadable and is_model(architecture),
         is_ours=is_model(architecture) and model_entrypoint(architecture).__module__.startswith('timm_miil.'),
         is_named=is_model_pretrained(entry.name),
+        source_sha256=None,
+        source_name=None,
     )
 
 
@@ -100,7 +115,8 @@ def _head(subject: Subject) -> dict[str, Any]:
         head['datasets'] = [data_set.hub_id]
     if entry.base is not None and (base := catalog.weight(entry.base).hf_hub_id) is not None:
         head['base_model'] = [base]
-    if own := [metric for metric in entry.metrics if metric.setting is None]:
+    own = [metric for metric in entry.metrics if metric.setting is None]
+    if own and subject.is_published_file is not False:
         head['metrics'] = [HUB_METRICS.get(metric.name, metric.name) for metric in own]
         head['model-index'] = [{'name': entry.name, 'results': [_result(subject, task, metric) for metric in own]}]
     return head
@@ -159,9 +175,10 @@ def _usage(subject: Subject) -> list[str]:
         source, is_ours = 'local-dir:model', subject.is_ours
         blocks.append(
             f'Convert the file first, as the published facts do not suffice to load it by name: '
-            f'`timm-miil convert {entry.name} -o model`. Then:')
-    install = 'pip install timm-miil' if is_ours or blocks else 'pip install timm'
-    blocks.append(f'`{install}` brings all that the code needs. It reads `picture.png`, any picture of yours.')
+            f'`timm-miil convert {entry.name} -o model`, which needs `timm-miil` '
+            f'installed (its README says how).')
+    needed = '`timm-miil` installed (its README says how)' if is_ours else 'timm (`pip install timm`)'
+    blocks.append(f'The code needs {needed} and reads `picture.png`, any picture of yours.')
     if subject.gives_words:
         code = words.word_code(source, is_ours=is_ours)
     else:
@@ -175,8 +192,8 @@ def _usage(subject: Subject) -> list[str]:
 
 def _names(subject: Subject) -> tuple[str, str]:
     """Python for the classes' names, and what takes one of them."""
-    if subject.label_names is not None:
-        return "model.pretrained_cfg['label_names']", '[index]'
     if subject.timm_names is not None:
         return f'timm.data.ImageNetInfo({subject.timm_names!r})', '.index_to_description(index)'
+    if subject.label_names is not None:
+        return "model.pretrained_cfg['label_names']", '[index]'
     return 'range(model.num_classes)  # numbers, as the names of the classes are not known', '[index]'
