@@ -105,6 +105,9 @@ def convert(
     check_model_folder(directory)
     entry = entry_of(source, name)
     found = _fetch(source, entry, progress, cache_dir)
+    if entry.sha256 not in (None, found.sha256):
+        raise CheckpointError(
+            f'{found.where} has SHA-256 {found.sha256}, and the file of {entry.name} has {entry.sha256}; get it again.')
     checkpoint = read_checkpoint(found.path)
     network = _own_network(entry) or identify(checkpoint.tensors, entry.architecture)
     _check_is_of(network, entry)
@@ -123,10 +126,12 @@ def convert(
     }
     digest = write_model_folder(
         model, directory,
-        card=catalog_card(entry.name, repo_id=repo_id, network=network, label_names=label_names),
+        card=catalog_card(
+            entry.name, repo_id=repo_id, network=network, label_names=label_names, source_sha256=found.sha256,
+            source_name=found.where),
         config={'problem_type': entry.problem_type, **_described(labels)},
         metadata=facts,
-        conversion={**facts, 'source_size': found.size},
+        conversion={**facts, 'source': found.where, 'source_size': found.size},
     )
     return Conversion(
         folder=Path(directory), name=entry.name, network=network, source=found.where, source_size=found.size,
