@@ -234,9 +234,16 @@ class Hub:
         return [{'type': 'file', 'path': path, **self._facts(commit, path)} for path in sorted(commit.files)
                 if not folder or path.startswith(f'{folder}/')]
 
-    def paths_info(self, repo: Repo, revision: str, paths: list[str]) -> Any:
+    def paths_info(self, repo: Repo, revision: str, paths: list[str], expand: bool = False) -> Any:
         commit = repo.commit_at(revision)
-        return [{'type': 'file', 'path': path, **self._facts(commit, path)} for path in paths if path in commit.files]
+        return [{'type': 'file', 'path': path, **self._facts(commit, path),
+                 **({'lastCommit': self._last_commit(repo, commit, path)} if expand else {})}
+                for path in paths if path in commit.files]
+
+    def _last_commit(self, repo: Repo, commit: Commit, path: str) -> Any:
+        while commit.parent and repo.commits[commit.parent].files.get(path) == commit.files[path]:
+            commit = repo.commits[commit.parent]
+        return {'id': commit.oid, 'title': commit.title, 'date': '2024-01-01T00:00:00.000Z'}
 
     def preupload(self, repo: Repo, revision: str, body: dict[str, Any]) -> Any:
         commit = repo.commit_at(revision)

@@ -168,6 +168,12 @@ def _validate(hub: Hub, user: User | None, words: list[str], asked: Any, body: b
     return _json({'errors': [], 'warnings': []})
 
 
+def _paths_info(hub: Hub, user: User | None, words: list[str], asked: Any, body: bytes, headers: Any) -> Answer:
+    form = urllib.parse.parse_qs(body.decode())
+    expand = form.get('expand', [''])[0].lower() == 'true'
+    return _json(hub.paths_info(hub._repo(words[0], user), words[1], form.get('paths', []), expand))
+
+
 def _tag(hub: Hub, user: User | None, words: list[str], asked: Any, body: bytes, headers: Any) -> Answer:
     repo, name = hub._repo(words[0], user, write=True), json.loads(body)['tag']
     if name in repo.tags:
@@ -214,8 +220,7 @@ ROUTES: list[tuple[tuple[str, str], Callable[..., Answer]]] = [
     (('GET', f'/api/models/{ID}/discussions'), lambda hub, user, words, *_: _json({
         'discussions': list(hub._repo(words[0], user).pulls.values()), 'count': len(hub.repos[words[0]].pulls),
         'start': 0})),
-    (('POST', f'/api/models/{ID}/paths-info/{REV}'), lambda hub, user, words, asked, body, headers: _json(
-        hub.paths_info(hub._repo(words[0], user), words[1], urllib.parse.parse_qs(body.decode()).get('paths', [])))),
+    (('POST', f'/api/models/{ID}/paths-info/{REV}'), _paths_info),
     (('POST', f'/api/models/{ID}/preupload/{REV}'), lambda hub, user, words, asked, body, headers: _json(
         hub.preupload(hub._repo(words[0], user), words[1], json.loads(body)))),
     (('POST', f'/api/models/{ID}/commit/{REV}'), _commit),

@@ -85,19 +85,24 @@ def test_a_folder_that_is_not_whole_or_of_other_facts_is_made_again(hub, tmp_pat
     assert made_anew() and not made_anew()
     (tmp_path / 'lab--scenes.facts').unlink()  # as an interruption leaves it
     assert made_anew() and not made_anew()
+    (tmp_path / 'lab--scenes.facts').write_text('')
+    assert made_anew() and not made_anew()
     monkeypatch.setattr(sys.modules[publish.__module__], 'CONVERTER', 'timm-miil 99')
     assert made_anew() and not made_anew()
     assert not hub.repos
 
 
-def test_a_source_of_ones_own_is_taken_and_another_one_told_apart(hub, tmp_path):
+def test_a_source_of_ones_own_is_taken_and_another_one_told_apart(hub, tmp_path, monkeypatch):
     source = save_student(tmp_path / 'mine.pth')
     done = publish(STUDENT, 'lab/student', source=source, work_dir=tmp_path / 'work')
     assert done.changed == FILES
     save_student(source, seed=1)
-    assert publish(STUDENT, 'lab/student', source=source, work_dir=tmp_path / 'work').changed == (
-        'config.json', 'model.safetensors')
+    assert publish(STUDENT, 'lab/student', source=source, work_dir=tmp_path / 'work').changed == FILES
     assert publish(STUDENT, 'lab/student', source=source, work_dir=tmp_path / 'work').changed == ()
+    with pytest.raises(CheckpointError, match='HF_HUB_OFFLINE'):  # what was converted is not the published file
+        monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+        monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+        publish(STUDENT, 'lab/student', work_dir=tmp_path / 'work', cache_dir=tmp_path / 'cache')
 
 
 def test_a_source_may_be_a_url(hub, tmp_path):
@@ -140,6 +145,14 @@ def test_a_wrong_source_or_repository_asks_nobody(hub, tmp_path):
     assert not hub.seen and not (tmp_path / 'work' / 'lab--model').exists()
 
 
+def test_a_file_of_another_class_count_is_not_sent(hub, tmp_path):
+    torch.save(timm.create_model('hardcorenas_a', num_classes=7).state_dict(), tmp_path / 'seven.pth')
+    for _ in range(2):  # nor is what was converted taken for finished
+        with pytest.raises(CheckpointError, match='7 classes.*1000'):
+            publish('hardcorenas_a.miil_kd_in1k', 'lab/seven', source=tmp_path / 'seven.pth', work_dir=tmp_path / 'w')
+    assert not hub.seen
+
+
 BARE = """
 import sys, timm, torch
 model = timm.create_model('hf-hub:lab/hardcorenas', pretrained=True).eval()
@@ -177,8 +190,9 @@ def test_the_command_takes_a_name(hub, tmp_path, capsys, monkeypatch):
     assert 'lab/scenes is up to date: nothing was sent' in capsys.readouterr().out
     assert (tmp_path / 'hf' / 'timm_miil' / 'converted' / 'lab--scenes' / 'model.safetensors').is_file()
     assert main(['push', 'mldecoder_scenes', '--repo', 'lab/scenes']) == 2
-    assert f"'mldecoder_scenes' is no folder and no weights of the catalogue; did you mean {SCENES!r}?" in (
-        capsys.readouterr().err)
+    told = capsys.readouterr().err
+    assert f"'mldecoder_scenes' is no folder and no weights of the catalogue; did you mean {SCENES!r}?" in told
+    assert 'Give the path of a folder that is there, or a name of `timm-miil list --weights`' in told
 
 
 @pytest.mark.parametrize(('words', 'message'), [

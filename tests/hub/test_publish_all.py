@@ -153,6 +153,30 @@ def test_a_token_that_may_not_is_found_out_first(hub, send, tmp_path, token, wor
     assert not list(tmp_path.iterdir()) and len(hub.seen) == 1
 
 
+def test_notes_of_a_conversion_are_in_the_table_of_each_run(hub, send, tmp_path):
+    torch.save(timm.create_model('miil_resnet8x4').state_dict(), tmp_path / f'{STUDENT}.pth')
+    first = send([STUDENT], sources=tmp_path)[STUDENT]
+    url, _, note = first.words.partition('; note: ')
+    assert first.state == 'pushed' and note == 'neither the file nor the catalogue names its classes.'
+    journal = json.loads((tmp_path / 'journal.json').read_text())
+    journal['entries'][STUDENT]['notes'] = 'it is strange.'
+    (tmp_path / 'journal.json').write_text(json.dumps(journal))
+    again = send([STUDENT], sources=tmp_path)[STUDENT]
+    assert (again.state, again.words) == ('up to date', f'{url}; note: it is strange.')
+    facts = tmp_path / 'work' / f'lab--{STUDENT}.facts'
+    facts.write_text(facts.read_text() + '\nits name is odd.\nand so on.')
+    (tmp_path / 'journal.json').unlink()
+    assert send([STUDENT], sources=tmp_path)[STUDENT].words == f'{url}; note: {note} its name is odd. and so on.'
+    assert read_journal(tmp_path / 'journal.json')[STUDENT].notes == f'{note} its name is odd. and so on.'
+
+
+def test_sources_must_be_there(hub, send, tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="sources must be a folder that is there, got 'nowhere'"):
+        send(sources='nowhere')
+    assert main(['push', '--all', '--org', 'lab', '--sources', str(tmp_path / 'none'), '--dry-run']) == 2
+    assert 'sources must be a folder' in capsys.readouterr().err and not hub.seen
+
+
 def test_names_must_be_known(hub, send):
     with pytest.raises(CatalogError, match=f"unknown weights 'scenes.miil'; did you mean {SCENES!r}|Known"):
         send(['scenes.miil'])

@@ -90,7 +90,7 @@ def test_without_a_token_it_is_said(hub, folder, monkeypatch, tmp_path):
     monkeypatch.delenv('HF_TOKEN')
     monkeypatch.setattr('huggingface_hub.constants.HF_TOKEN_PATH', str(tmp_path / 'none'))
     monkeypatch.setattr('huggingface_hub.constants.HF_STORED_TOKENS_PATH', str(tmp_path / 'none'))
-    with pytest.raises(HubError, match='log in by `hf auth login`'):
+    with pytest.raises(HubError, match='there is no token; log in by `hf auth login`, or set HF_TOKEN'):
         push_folder(folder, 'me/model', endpoint=hub.url)
     assert not hub.repos
 

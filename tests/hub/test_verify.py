@@ -189,6 +189,26 @@ def test_the_catalogue_must_agree(hub, tmp_path, capsys):
         "the card names the licence 'mit', and mldecoder_scenes.miil_scenes has 'Apache-2.0'")
 
 
+@pytest.mark.parametrize(('changes', 'words'), [
+    ({'architecture': 'resnet10t'}, "is of mldecoder_scenes, and config.json has 'resnet10t'"),
+    ({'num_classes': 31}, 'has 30 classes, and config.json 31')])
+def test_the_network_must_be_the_entrys(hub, folder, changes, words):
+    values = json.loads((folder / 'config.json').read_text()) | {'architecture': 'mldecoder_scenes', 'num_classes': 30}
+    values['conversion'] |= {'name': 'mldecoder_scenes.miil_scenes'}
+    put(hub, folder)
+    hub.write('me/model', {'config.json': json.dumps(values | changes).encode()})
+    assert words in wrong(verify_repo('me/model'))['catalogue']
+    hub.write('me/model', {'config.json': json.dumps(values).encode()})
+    assert words not in wrong(verify_repo('me/model')).get('catalogue', '')
+
+
+@pytest.mark.parametrize('repo', ['foo', 'a/b/c', '../x', 'a/b@main', ''])
+def test_a_repository_has_an_owner_and_a_name(hub, repo, capsys):
+    with pytest.raises(ValueError, match='repo_id must be owner/name, got'):
+        verify_repo(repo)
+    assert main(['verify', repo]) == 2 and 'repo_id must be owner/name' in capsys.readouterr().err and not hub.seen
+
+
 def test_the_callers_generator_is_left_alone(hub, folder):
     put(hub, folder)
     before = torch.get_rng_state()

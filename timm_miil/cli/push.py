@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--create-pr', action='store_true', help='propose the change in a pull request')
     parser.add_argument('--revision', metavar='BRANCH', help='default: main')
     parser.add_argument('--dry-run', action='store_true', help='say what would be done, and change nothing')
-    parser.add_argument('--force', action='store_true', help='replace a card that somebody has edited on the Hub')
+    parser.add_argument('--force', action='store_true', help='replace files that somebody else has edited on the Hub')
     parser.add_argument('--no-verify', action='store_true', help='do not download what arrived to check it')
 
 
@@ -55,7 +55,8 @@ def run(ns: argparse.Namespace) -> int:
             dry_run=ns.dry_run, force=ns.force, verify=not ns.no_verify, progress=sys.stderr.isatty())
     else:
         raise CatalogError(
-            f'{ns.model!r} is no folder and no weights of the catalogue; {nearest(ns.model, catalog.weights())}')
+            f'{ns.model!r} is no folder and no weights of the catalogue; {nearest(ns.model, catalog.weights())} '
+            f'Give the path of a folder that is there, or a name of `timm-miil list --weights`.')
     _print_push(ns, done)
     return 0
 
@@ -92,6 +93,8 @@ def _tell(outcome: Outcome) -> None:
 
 
 def _print_push(ns: argparse.Namespace, done: Push) -> None:
+    for note in done.notes:
+        print(f'note: {printable(note)}', file=sys.stderr)
     files = ', '.join(map(printable, done.changed))
     if not done.changed:
         print(f'{ns.repo} is up to date: nothing was sent')

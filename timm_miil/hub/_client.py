@@ -14,15 +14,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from timm_miil._checks import cut
+from timm_miil._checks import cut, shown
 from timm_miil._errors import HubError
 from timm_miil._version import __version__
 
-__all__ = ['HubClient', 'TokenError', 'is_passing', 'status_of', 'without_secrets']
+__all__ = ['HubClient', 'TokenError', 'check_repo_id', 'is_passing', 'status_of', 'without_secrets']
 
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds between tries
 LONGEST_WAIT = 120.0    # that a server may ask for
 HIDDEN = '***'
+REPO_ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*')
 
 # A token of the Hub, the name and password of an address, and what a header or a query carries.
 _SECRETS = (
@@ -85,7 +86,7 @@ class HubClient:
             return HubError(f'the repository has no such branch, tag or commit: {reason}')
         if isinstance(error, OfflineModeIsEnabled):
             return HubError('the Hub is switched off by HF_HUB_OFFLINE; unset it, as this needs the Hub.')
-        if isinstance(error, LocalTokenNotFoundError):
+        if isinstance(error, LocalTokenNotFoundError) or status == 401 and not self._token:
             return TokenError('there is no token; log in by `hf auth login`, or set HF_TOKEN.')
         if status == 401:
             return TokenError('the Hub knows no such token; log in by `hf auth login`, or set HF_TOKEN.')
@@ -106,6 +107,12 @@ class HubClient:
     def url(self, repo_id: str) -> str:
         """Where to look at a repository."""
         return f'{without_secrets(str(self.api.endpoint), self._token)}/{repo_id}'
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise ValueError unless it is 'owner/name' in the characters that the Hub takes."""
+    if not REPO_ID.fullmatch(repo_id) or '..' in repo_id or '--' in repo_id or len(repo_id) > 192:
+        raise ValueError(f'repo_id must be owner/name, got {shown(repo_id)}.')
 
 
 def without_secrets(words: str, token: str | None = None) -> str:

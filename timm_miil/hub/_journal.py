@@ -44,6 +44,7 @@ class Record:
         source_sha256: Its hash.
         files: What was sent, by name.
         error: Why it failed, in one line.
+        notes: What somebody should know of the conversion, in one line.
     """
     name: str
     repo_id: str
@@ -56,6 +57,7 @@ class Record:
     source_sha256: str = ''
     files: Mapping[str, FileFacts] = dataclasses.field(default_factory=dict)
     error: str = ''
+    notes: str = ''
 
 
 class Journal:

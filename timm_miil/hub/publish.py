@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from timm_miil import catalog
 from timm_miil._atomic import write_file
 from timm_miil._checks import cut, nearest, shown
-from timm_miil._errors import CatalogError
-from timm_miil.hub._client import HubClient, TokenError, without_secrets
+from timm_miil._errors import CatalogError, CheckpointError
+from timm_miil.hub._client import HubClient, TokenError, check_repo_id, without_secrets
 from timm_miil.hub._config import read_config
 from timm_miil.hub._files import read_file
 from timm_miil.hub._journal import FileFacts, Journal, Record, open_journal, read_journal
@@ -22,7 +22,7 @@ from timm_miil.hub._refusal import why_not
 from timm_miil.hub.card import catalog_card
 from timm_miil.hub.convert import CONVERTER, convert
 from timm_miil.hub.folder import FILES
-from timm_miil.hub.push import Push, check_arrived, check_repo_id, push_folder
+from timm_miil.hub.push import Push, check_arrived, push_folder
 
 __all__ = ['Outcome', 'State', 'publish', 'publish_all']
 
@@ -39,7 +39,7 @@ class Outcome:
         name: 'architecture.tag'.
         repo_id: 'owner/name'.
         state: 'to push' is a dry run's; 'not tried' is what came after a token that the Hub does not take.
-        words: The address, or why not.
+        words: The address and what somebody should know of the conversion, or why not.
     """
     name: str
     repo_id: str
@@ -78,7 +78,7 @@ def publish(
         create_pr: Whether to propose the change in a pull request.
         revision: Branch to push to; None for main.
         dry_run: Whether to find out what would be done, without changing anything on the Hub.
-        force: Whether to replace a card that somebody has edited on the Hub.
+        force: Whether to replace files that somebody else has edited on the Hub.
         verify: Whether to download what arrived and check it.
         progress: Whether to show a download's progress on stderr.
         token: Of a user; None takes the one that is logged in or in the environment.
@@ -86,18 +86,19 @@ def publish(
 
     Raises:
         CatalogError: If there are no such weights.
-        CheckpointError: If the source cannot be had, read safely or converted.
-        HubError: If the Hub refuses or does not answer, somebody has edited the card, or what arrived fails a check.
+        CheckpointError: If the source cannot be had, read safely or converted, or is not of the entry.
+        HubError: If the Hub refuses or does not answer, somebody has edited a file, or what arrived fails a check.
         ValueError: If the weights may not be published or cannot yet, timm hosts them, or an argument is wrong.
     """
     entry = catalog.weight(name)
     if (reason := why_not(entry)) is not None:
         raise ValueError(f'{name} is not for the Hub: {reason}.')
     check_repo_id(repo_id)
-    folder = _converted(entry, repo_id, source, work_dir, cache_dir, progress)
-    return push_folder(
+    folder, notes = _converted(entry, repo_id, source, work_dir, cache_dir, progress)
+    push = push_folder(
         folder, repo_id, private=private, create_pr=create_pr, revision=revision, dry_run=dry_run, force=force,
         verify=verify, token=token, endpoint=endpoint)
+    return replace(push, notes=notes)
 
 
 def publish_all(
@@ -132,7 +133,7 @@ def publish_all(
         cache_dir: Where downloads are kept; None for the place that `convert` takes.
         private: Whether repositories that are made are private.
         dry_run: Whether to find out what would be done: nothing is downloaded, converted, changed or written.
-        force: Whether to replace cards that somebody has edited on the Hub.
+        force: Whether to replace files that somebody else has edited on the Hub.
         verify: Whether to download what arrived and check it.
         progress: Whether to show a download's progress on stderr.
         told: Called with each outcome as it comes.
@@ -146,10 +147,14 @@ def publish_all(
         CatalogError: If a name is none of the catalogue.
         HubError: If the Hub does not take the token or does not answer, the journal is damaged, or another run is at
             work with it.
+        FileNotFoundError: If there is no such folder of sources.
         ValueError: If org is no name.
     """
     if not NAMESPACE.fullmatch(org):
         raise ValueError(f'org must name a user or an organisation on the Hub, got {shown(org)}.')
+    if sources is not None and not Path(sources).is_dir():
+        raise FileNotFoundError(
+            f'sources must be a folder that is there, got {str(sources)!r}; leave it out to download all.')
     known = catalog.weights()
     if strange := [name for name in names or () if name not in known]:
         raise CatalogError(f'unknown weights {strange[0]!r}; {nearest(strange[0], known)}')
@@ -165,14 +170,15 @@ def publish_all(
         foreseen = _foreseen(client, entry, repo_id, kept.records)
         if foreseen.state != 'to push':
             return foreseen
-        folder = _converted(entry, repo_id, _source_here(entry, sources), work_dir, cache_dir, progress)
+        folder, notes = _converted(entry, repo_id, _source_here(entry, sources), work_dir, cache_dir, progress)
         push = push_folder(
             folder, repo_id, private=private, force=force, verify=verify, token=token, endpoint=endpoint)
         if verify and not push.changed and push.commit is not None:  # sent by a run that may have ended before this
             check_arrived(repo_id, push.commit, folder, token=token, endpoint=endpoint)
         state: State = 'pushed' if push.changed else 'up to date'
-        kept.add(_record(client, entry, push, state, folder))
-        return Outcome(entry.name, repo_id, state, push.url)
+        record = _record(client, entry, push, state, folder, ' '.join(notes))
+        kept.add(record)
+        return Outcome(entry.name, repo_id, state, _words(push.url, record))
 
     outcomes: list[Outcome] = []
     locked_out = False
@@ -209,7 +215,11 @@ def _foreseen(client: HubClient, entry: catalog.Weights, repo_id: str, records: 
         return Outcome(entry.name, repo_id, 'to push', 'the repository has changed since it was pushed')
     if record.facts != _facts(entry, repo_id):
         return Outcome(entry.name, repo_id, 'to push', 'the catalogue or the converter has changed since it was pushed')
-    return Outcome(entry.name, repo_id, 'up to date', f'{client.url(repo_id)}/tree/{head}')
+    return Outcome(entry.name, repo_id, 'up to date', _words(f'{client.url(repo_id)}/tree/{head}', record))
+
+
+def _words(url: str, record: Record) -> str:
+    return f'{url}; note: {record.notes}' if record.notes else url
 
 
 def _check_token(client: HubClient) -> None:
@@ -226,19 +236,28 @@ def _converted(
         work_dir: str | os.PathLike[str] | None,
         cache_dir: str | os.PathLike[str] | None,
         progress: bool,
-) -> Path:
-    """The model folder for a repository: the one that an earlier run has finished, else one made now."""
+) -> tuple[Path, tuple[str, ...]]:
+    """The model folder for a repository, and what somebody should know of it.
+
+    It is the one that an earlier run has finished, else one made now.
+    """
     work = Path(work_dir) if work_dir is not None else _home() / 'converted'
     folder = work / repo_id.replace('/', '--')
     note = folder.with_name(f'{folder.name}.facts')  # written last, so that a folder with it is finished
     facts = _facts(entry, repo_id)
-    if not (note.is_file() and note.read_text(encoding='utf-8') == facts and _is_of(folder, entry, source)):
+    known, *notes = (note.read_text(encoding='utf-8') if note.is_file() else '').splitlines() or ['']
+    if known != facts or not _is_of(folder, entry, source):
         note.unlink(missing_ok=True)
-        convert(
+        done = convert(
             entry.name if source is None else source, folder, name=entry.name, repo_id=repo_id, progress=progress,
             cache_dir=cache_dir)
-        write_file(note, facts)
-    return folder
+        if entry.num_classes not in (None, done.network.num_classes):
+            raise CheckpointError(
+                f'{done.source} has {done.network.num_classes} classes, and {entry.name} {entry.num_classes}; give the '
+                f'file of these weights.')
+        notes = [' '.join(each.split()) for each in done.notes]
+        write_file(note, '\n'.join([facts, *notes]))
+    return folder, tuple(notes)
 
 
 def _facts(entry: catalog.Weights, repo_id: str) -> str:
@@ -255,7 +274,7 @@ def _is_of(folder: Path, entry: catalog.Weights, source: str | os.PathLike[str] 
         path = Path(source) if source is not None else Path(catalog.__file__).parents[1] / (entry.file or '')
         is_same = (
             conversion['source_sha256'] == read_file(path).sha256 if path.is_file()
-            else conversion['source_url'] == (source or entry.url)
+            else conversion['source'] == (source or entry.url)
             and entry.sha256 in (None, conversion['source_sha256']))
     except (KeyError, OSError, TypeError, ValueError):
         return False
@@ -273,14 +292,14 @@ def _source_here(entry: catalog.Weights, sources: str | os.PathLike[str] | None)
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _record(client: HubClient, entry: catalog.Weights, push: Push, state: State, folder: Path) -> Record:
+def _record(client: HubClient, entry: catalog.Weights, push: Push, state: State, folder: Path, notes: str) -> Record:
     conversion = read_config(folder / 'config.json')['conversion']
     files = {name: read_file(folder / name) for name in sorted(FILES)}
     return Record(
         entry.name, push.repo_id, client.url(''), state, _now(), commit=push.commit or '',
-        facts=_facts(entry, push.repo_id), source=str(conversion['source_url']),
+        facts=_facts(entry, push.repo_id), source=str(conversion.get('source', '')),
         source_sha256=str(conversion['source_sha256']),
-        files={name: FileFacts(file.sha256, file.size) for name, file in files.items()})
+        files={name: FileFacts(file.sha256, file.size) for name, file in files.items()}, notes=notes)
 
 
 def _now() -> str:

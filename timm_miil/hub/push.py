@@ -1,31 +1,28 @@
 """A model folder goes to the Hub: checked before the first request, in one commit, and compared with what arrived."""
-import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import CommitOperationAdd
-from timm.models import create_model
 
+from timm_miil._atomic import write_file
 from timm_miil._checks import shown
-from timm_miil._errors import CheckpointError, HubError
-from timm_miil.hub._client import WAITS, HubClient, is_passing, pause, status_of
-from timm_miil.hub._files import LocalFile, differing, read_file
-from timm_miil.hub._probe import check_probe
-from timm_miil.hub._refusal import check_may_go
-from timm_miil.hub.card import CARD_FILE, check_card, is_sealed
-from timm_miil.hub.folder import FILES
+from timm_miil._errors import HubError
+from timm_miil.hub._client import WAITS, HubClient, check_repo_id, is_passing, pause, status_of
+from timm_miil.hub._files import LocalFile, differing
+from timm_miil.hub._outgoing import check_outgoing
+from timm_miil.hub.card import CARD_FILE, is_sealed
 from timm_miil.hub.verify import verify_repo
 
-__all__ = ['Push', 'check_arrived', 'check_repo_id', 'push_folder']
+__all__ = ['Push', 'check_arrived', 'push_folder']
 
 MAIN = 'main'
-REPO_ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*')
+# Of the commits that a push makes, also where the Hub merges them as a pull request.
+TITLE = re.compile(r'Upload \S+ with timm-miil(?: \(#[0-9]+\))?')
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,7 @@ class Push:
         url: Where to look at it.
         pull_request: Address of the pull request; '' without.
         is_new: Whether the repository was, or would be, made.
+        notes: What somebody should know of the conversion, one sentence each.
     """
     repo_id: str
     changed: tuple[str, ...]
@@ -46,6 +44,7 @@ class Push:
     url: str
     pull_request: str = ''
     is_new: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def push_folder(
@@ -67,30 +66,36 @@ def push_folder(
     large files that arrived are not sent again. After a lost answer the repository is looked at before anything is
     sent again.
 
+    The card of a folder that was converted for the catalogue is written anew, in the folder, for this repository; one
+    that somebody has edited goes as it is.
+
     Args:
-        folder: As `save_model_folder` writes it.
+        folder: As `save_model_folder` or `convert` writes it.
         repo_id: 'owner/name'; made if it is not there.
         private: Whether a repository that is made is private.
         create_pr: Whether to propose the change in a pull request; an open one of the same title is brought up to date.
         revision: Branch to push to; None for main.
         dry_run: Whether to find out what would be done, without changing anything.
-        force: Whether to replace a card that somebody has edited on the Hub.
+        force: Whether to replace files that somebody else has edited on the Hub.
         verify: Whether to download what arrived and check it, as `verify_repo` does.
         token: Of a user; None takes the one that is logged in or in the environment.
         endpoint: Address of the Hub; None for the usual one.
 
     Raises:
-        CheckpointError: If the folder does not load, or is not as it was converted.
+        CheckpointError: If the folder does not load, leads elsewhere, or is not as it was converted.
         FileNotFoundError: If a file is missing.
-        HubError: If the Hub refuses or does not answer, somebody has edited the card, or what arrived fails a check.
-        ValueError: If the folder has other files, the card is wrong or names no licence, the weights may not be
-            passed on, or an argument is wrong.
+        HubError: If the Hub refuses or does not answer, somebody has edited a file, or what arrived fails a check.
+        ValueError: If the folder has other files or links out of it, the card is wrong or names no licence, the weights
+            may not be passed on, or an argument is wrong.
     """
     if create_pr and revision not in (None, MAIN):
         raise ValueError(f'create_pr is for the branch {MAIN}, got revision {revision!r}; leave one of them out.')
     check_repo_id(repo_id)
     folder = Path(folder)
-    files, architecture = _check_local(folder)
+    outgoing = check_outgoing(folder, repo_id)
+    files = outgoing.files
+    if outgoing.card is not None and not dry_run:
+        write_file(folder / CARD_FILE, outgoing.card)
     client = HubClient(token, endpoint)
     is_new = not client.ask(client.api.repo_exists, repo_id)
     if is_new:
@@ -101,20 +106,23 @@ def push_folder(
         client.ask(client.api.create_repo, repo_id, private=private, exist_ok=True)
     elif private and not client.ask(client.api.repo_info, repo_id).private:
         raise HubError(f'{repo_id} is there and public; make it private in its settings, or choose another name.')
-    title = f'Upload {architecture} with timm-miil'
+    title = f'Upload {outgoing.architecture} with timm-miil'
     branch, pull_request = revision or MAIN, ''
     if create_pr and (found := _open_pull(client, repo_id, title)):
         branch, pull_request, create_pr = f'refs/pr/{found}', f'{client.url(repo_id)}/discussions/{found}', False
 
     sent: tuple[str, ...] = ()
+    commit: str | None = None
     for wait in (*WAITS, None):
         head = str(client.ask(client.api.repo_info, repo_id, revision=branch).sha)
         changed = _changed(client, repo_id, head, files)
-        if not changed or dry_run:
-            commit = None if changed else head
+        if not changed:
+            commit = head
             break
-        if CARD_FILE in changed and not force:
-            _check_card_is_ours(client, repo_id, head)
+        if not force:
+            _check_is_ours(client, repo_id, head, changed)
+        if dry_run:
+            break
         sent = tuple(sorted(changed))
         try:
             made = client.api.create_commit(
@@ -138,12 +146,6 @@ def push_folder(
     return Push(repo_id, sent or tuple(sorted(changed)), commit, where, pull_request, is_new)
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Raise ValueError unless it is 'owner/name' in the characters that the Hub takes."""
-    if not REPO_ID.fullmatch(repo_id) or '..' in repo_id or '--' in repo_id or len(repo_id) > 192:
-        raise ValueError(f'repo_id must be owner/name, got {shown(repo_id)}.')
-
-
 def check_arrived(
         repo_id: str, commit: str, folder: Path, *, token: str | None = None, endpoint: str | None = None) -> None:
     """Raise HubError unless what the commit has, downloaded anew, is what is here and passes every check."""
@@ -152,35 +154,6 @@ def check_arrived(
         wrong = '; '.join(f'{check.name}: {check.words}' for check in found.checks if check.passed is False)
         raise HubError(
             f'{repo_id} is at {commit} not what was sent ({wrong}); push again, and tell whoever runs the server.')
-
-
-def _check_local(folder: Path) -> tuple[Mapping[str, LocalFile], str]:
-    """The folder's files and its architecture, if they are a model that may be published."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f'the folder of a model must be given, got {str(folder)!r}, which is none.')
-    there = {path.name: path for path in folder.iterdir()}
-    if missing := sorted(FILES - there.keys()):
-        raise FileNotFoundError(f'{folder} is no model folder: it lacks {", ".join(missing)}.')
-    if more := sorted(there.keys() - FILES):
-        raise ValueError(f'{folder} has other files than a model folder, such as {more[0]!r}; take them out.')
-    card = there[CARD_FILE].read_text(encoding='utf-8')
-    check_card(card)
-    try:
-        config: dict[str, Any] = json.loads(there['config.json'].read_text(encoding='utf-8'))
-        with torch.random.fork_rng(devices=[]):  # building a model draws its first weights
-            model = create_model(f'local-dir:{folder}', pretrained=True)
-    except Exception as error:
-        raise CheckpointError(f'{folder} does not load: {error}') from error
-    check_may_go(card, config)
-    files = {name: read_file(path) for name, path in there.items()}
-    if isinstance(conversion := config.get('conversion'), dict):
-        try:
-            if conversion.get('weights_sha256') != files['model.safetensors'].sha256:
-                raise HubError('model.safetensors is another one.')
-            check_probe(model, conversion.get('probe'))
-        except HubError as error:
-            raise CheckpointError(f'{folder} is not as it was converted: {error} Convert it again.') from error
-    return files, str(config['architecture'])
 
 
 def _open_pull(client: HubClient, repo_id: str, title: str) -> int:
@@ -199,10 +172,24 @@ def _changed(client: HubClient, repo_id: str, revision: str, files: Mapping[str,
     return differing(files, remote)
 
 
+def _check_is_ours(client: HubClient, repo_id: str, revision: str, names: Iterable[str]) -> None:
+    """Raise HubError if files that would be replaced are not as a push left them.
+
+    A card tells by its seal. Of another file the last commit that touched it must be one of a push.
+    """
+    there = client.ask(client.api.get_paths_info, repo_id, list(names), revision=revision, expand=True)
+    for file in there:
+        if file.path == CARD_FILE:
+            _check_card_is_ours(client, repo_id, revision)
+        elif file.last_commit is None or not TITLE.fullmatch(file.last_commit.title):
+            by = shown(file.last_commit.title) if file.last_commit else 'a commit that the Hub does not name'
+            raise HubError(
+                f'{file.path} of {repo_id} was last changed by {by}, not by a push of timm-miil; force replaces it '
+                f'(--force). Nothing was sent.')
+
+
 def _check_card_is_ours(client: HubClient, repo_id: str, revision: str) -> None:
     """Raise HubError if the Hub has a card that no program wrote, or that was edited since."""
-    if not client.ask(client.api.get_paths_info, repo_id, [CARD_FILE], revision=revision):
-        return
     with tempfile.TemporaryDirectory() as cache:
         path = client.ask(client.api.hf_hub_download, repo_id, CARD_FILE, revision=revision, cache_dir=cache)
         if not is_sealed(Path(path).read_text(encoding='utf-8', errors='replace')):

@@ -19,7 +19,7 @@ from torch import nn
 from timm_miil import catalog
 from timm_miil._checks import cut, shown
 from timm_miil._errors import HubError
-from timm_miil.hub._client import HubClient, without_secrets
+from timm_miil.hub._client import HubClient, check_repo_id, without_secrets
 from timm_miil.hub._config import check_config, read_config
 from timm_miil.hub._files import LocalFile, is_same, read_file
 from timm_miil.hub._journal import read_journal
@@ -27,6 +27,7 @@ from timm_miil.hub._probe import check_probe
 from timm_miil.hub.card import CARD_FILE, check_card, is_sealed
 from timm_miil.hub.folder import FILES
 from timm_miil.models.checkpoint_file import read_checkpoint, read_metadata
+from timm_miil.models.published import Network, is_network_of
 
 __all__ = ['Check', 'Verification', 'verify_repo']
 
@@ -95,7 +96,9 @@ def verify_repo(
         FileNotFoundError: If there is no such journal.
         HubError: If the Hub does not answer or has no such repository or revision, or the journal is damaged. What is
             wrong with the repository's content raises nothing: it is a check that failed.
+        ValueError: If repo_id is not 'owner/name'.
     """
+    check_repo_id(repo_id)
     records = read_journal(Path(journal), must_exist=True) if journal is not None else {}
     client = HubClient(token, endpoint)
     info = client.ask(client.api.model_info, repo_id, revision=revision, files_metadata=True)
@@ -226,12 +229,20 @@ def _check_catalogue(there: _Arrived) -> str:
     if conversion.get('licence') != licence:
         raise ValueError(
             f'the licence of {name} is {licence!r}, and config.json has {shown(conversion.get("licence"))}')
+    config = there.config()
+    architecture, num_classes = config.get('architecture'), config.get('num_classes')
+    model_args = config.get('model_args')
+    network = Network(str(architecture), model_args if isinstance(model_args, dict) else {})
+    if not is_network_of(network, entry.architecture):
+        raise ValueError(f'{name} is of {entry.architecture}, and config.json has {shown(architecture)}')
+    if entry.num_classes not in (None, num_classes):
+        raise ValueError(f'{name} has {entry.num_classes} classes, and config.json {shown(num_classes)}')
     sha256 = conversion.get('source_sha256')
     if entry.sha256 is None:
-        return f'{name} by licence; of its file the catalogue has no hash, and this came from {shown(sha256)}'
+        return f'{name} by licence and network; of its file the catalogue has no hash, and this has {shown(sha256)}'
     if sha256 != entry.sha256:
         raise ValueError(f'the file of {name} has SHA-256 {entry.sha256}, and this came from {shown(sha256)}')
-    return f'{name} by licence and by the SHA-256 of its file'
+    return f'{name} by licence, network and the SHA-256 of its file'
 
 
 def _check_weights(there: _Arrived) -> str:

@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 
 from timm_miil._checks import shown
 
-__all__ = ['CONFIG_FILE', 'read_config']
+__all__ = ['CONFIG_FILE', 'check_links', 'read_config']
 
 CONFIG_FILE = 'config.json'
 
@@ -41,7 +41,7 @@ def read_config(source: str | None, where: str, cache_dir: str | os.PathLike[str
     """
     match source:
         case 'local-dir':
-            _check_links(Path(where))
+            check_links(Path(where))
             path = Path(where, CONFIG_FILE)
         case 'hf-hub':
             repository, _, revision = where.partition('@')
@@ -60,13 +60,13 @@ def read_config(source: str | None, where: str, cache_dir: str | os.PathLike[str
     return config
 
 
-def _check_links(folder: Path) -> None:
-    """Refuse files that lie elsewhere: an archive from anyone may hold links to anything."""
+def check_links(folder: Path) -> None:
+    """Raise ValueError if a file of the folder lies elsewhere: an archive from anyone may hold links to anything."""
     homes = [folder.resolve()]
     if homes[0].parent.name == 'snapshots':  # the Hub's cache links <repo>/snapshots/<revision>/* to <repo>/blobs
         homes.append(homes[0].parents[1] / 'blobs')
     for path in folder.iterdir():
-        if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
+        if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(home) for home in homes):
             raise ValueError(f'{path.name} is a link out of the folder; put the file itself there.')
 
 
