@@ -133,7 +133,7 @@ def pipe(folder):
     (inside('pretrained_cfg', mean='0'), CheckpointError, 'mean must be one number a channel'),
     (inside('pretrained_cfg', crop_pct=0), CheckpointError, 'crop_pct must be a number'),
     (inside('pretrained_cfg', crop_pct=10 ** 400), CheckpointError, 'crop_pct must be a number'),
-], ids=str)
+])
 def test_what_leads_elsewhere_is_not_given_to_timm(hub, folder, monkeypatch, spoil, error, message):
     def opened(*args, **kwargs):
         raise AssertionError('timm was asked')
