@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from small_models import FILES, quick_hub, titles  # pytest puts this folder on the path
+from small_models import FILES, titles  # pytest puts this folder on the path
 from timm_miil._errors import CatalogError, CheckpointError, HubError
 from timm_miil.cli.main import main
 from timm_miil.hub.publish import publish
@@ -20,12 +20,6 @@ from timm_miil.hub.publish import publish
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 SCENES, STUDENT = 'mldecoder_scenes.miil_scenes', 'miil_resnet8x4.miil_student_cifar100'
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with quick_hub(monkeypatch) as (hub, waits):
-        yield hub
 
 
 def save_student(path, seed=0):

@@ -1,7 +1,6 @@
 """Pushing to a real server by the real client: one commit or none, whatever goes wrong on the way."""
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -9,29 +8,12 @@ import pytest
 import timm
 import torch
 
-from small_models import FILES, check_there, make, push, quick_hub, titles
+from small_models import FILES, check_there, make, push, titles
 from timm_miil._errors import HubError
 from timm_miil.cli.main import main
 
 # The client's own ways with its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp('made') / 'model')
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / 'model')
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with quick_hub(monkeypatch) as (hub, waits):
-        hub.waits = waits
-        yield hub
 
 
 # ---- all well

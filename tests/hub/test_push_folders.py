@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from small_models import check_there, digests, make, make_converted, push, quick_hub, titles
+from small_models import check_there, digests, make, make_converted, push, titles
 from timm_miil._errors import CheckpointError, HubError
 from timm_miil.cli.main import main
 from timm_miil.hub.convert import convert
@@ -21,28 +21,12 @@ SCENES, ZERO_SHOT, STUDENT = (
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp('made') / 'model')
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / 'model')
-
-
-@pytest.fixture(scope='module')
 def student(tmp_path_factory):
     """A converted folder of the catalogue, for no repository."""
     folder = tmp_path_factory.mktemp('student')
     torch.save(timm.create_model('miil_resnet8x4').state_dict(), folder / 'student.pth')
     convert(folder / 'student.pth', folder / 'model', name=STUDENT)
     return folder / 'model'
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with quick_hub(monkeypatch) as (hub, waits):
-        yield hub
 
 
 # ---- the card

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from small_models import FILES, digests, make, make_converted, push, quick_hub, titles
+from small_models import FILES, digests, make_converted, push, titles
 from timm_miil._errors import CheckpointError, HubError
 from timm_miil.cli.main import main
 from timm_miil.hub import push_folder
@@ -13,23 +13,6 @@ from timm_miil.hub._client import HubClient, without_secrets
 
 # The client's own ways with its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp('made') / 'model')
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / 'model')
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with quick_hub(monkeypatch) as (hub, waits):
-        hub.waits = waits
-        yield hub
 
 
 @pytest.mark.parametrize(('token', 'message'), [

@@ -1,33 +1,15 @@
 """Pushing to a Hub in trouble: it recovers or ends in one error, and nothing is ever half-written."""
 import concurrent.futures
-import shutil
 
 import pytest
 import timm
 import torch
 
-from small_models import FILES, check_there, digests, make, push, quick_hub, titles
+from small_models import FILES, check_there, digests, make, push, titles
 from timm_miil._errors import HubError
 
 # The client's own ways with its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp('made') / 'model')
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / 'model')
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with quick_hub(monkeypatch) as (hub, waits):
-        hub.waits = waits
-        yield hub
 
 
 def fault_id(fault):

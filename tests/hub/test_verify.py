@@ -1,13 +1,12 @@
 """Verifying what a Hub gives: each way in which it can be wrong fails its own check, and nothing of it is run."""
 import json
 import re
-import shutil
 import struct
 
 import pytest
 import torch
 
-from small_models import FILES, card, make, make_converted, quick_hub  # pytest puts this folder on the path
+from small_models import FILES, card, make, make_converted  # pytest puts this folder on the path
 from timm_miil._errors import HubError
 from timm_miil.cli.main import main
 from timm_miil.hub.publish import publish
@@ -21,18 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     return make_converted(tmp_path_factory.mktemp('made') / 'model')
-
-
-@pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / 'model')
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with quick_hub(monkeypatch) as (hub, waits):
-        hub.waits = waits
-        yield hub
 
 
 def put(hub, folder, repo='me/model', **more):

@@ -162,7 +162,9 @@ def entry_of(source: str | os.PathLike[str], name: str | None = None) -> catalog
         raise CatalogError(
             f'the catalogue has no file {file_name!r}; say which weights it has by name (--as), such as '
             f'{next(iter(entries))!r}; `timm-miil list --weights` has all.')
-    raise CatalogError(f'{text!r} is no file, URL or weights of the catalogue; {nearest(text, entries)}')
+    raise CatalogError(
+        f'{text!r} is no file, URL or weights of the catalogue; {nearest(text, entries)} Give the path of a file that '
+        f'is there, or a name of `timm-miil list --weights`.')
 
 
 def _fetch(
