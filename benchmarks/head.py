@@ -10,13 +10,12 @@ group into a slice of the output. Training is forward and backward, to the featu
 """
 import argparse
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import timm
 import torch
 import torch.nn.functional as F
-from run import compare, device_events, processor, save
+from run import clock_of, compare, place, save
 from torch import Tensor, nn
 
 from timm_miil.heads import MLDecoder
@@ -53,10 +52,9 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
-    name = 'cpu' if device.type == 'cpu' else torch.cuda.get_device_name().split()[-1].lower()
     if options.models:
         rows = [row for model in MODELS for dtype in DTYPES for row in share(*model, dtype, device)]
-        save(f'head-share-{name}', rows)
+        save(f'head-share-{place(device)}', rows)
         return
     rows = []
     for size in SIZES:
@@ -65,7 +63,7 @@ def main() -> None:
             check(size, dtype, device)
             for mode in ('eval', 'train'):
                 rows += measure(heads, size, dtype, mode, device)
-    save(f'head-{name}', rows)
+    save(f'head-{place(device)}', rows)
 
 
 def build(size: Size, device: torch.device, drop_rate: float = 0.1) -> dict[str, nn.Module]:
@@ -102,10 +100,6 @@ def measure(
         clock=clock_of(device), **case)
     print(case, {row['contestant']: (row['median_ms'], row['ratio']) for row in rows}, flush=True)
     return rows
-
-
-def clock_of(device: torch.device) -> Callable[[Callable[[], object]], float]:
-    return processor if device.type == 'cpu' else device_events
 
 
 def evaluate(head: nn.Module, features: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import timm.loss
 import torch
-from run import compare, device_events, processor, save
+from run import clock_of, compare, place, save
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -55,8 +55,7 @@ def main() -> None:
     for size in SIZES:
         for dtype in DTYPES:
             rows += measure(size, dtype, device)
-    name = 'cpu' if device.type == 'cpu' else torch.cuda.get_device_name().split()[-1].lower()
-    save(f'losses-{name}', rows)
+    save(f'losses-{place(device)}', rows)
 
 
 def measure(size: Size, dtype: torch.dtype, device: torch.device) -> list[dict[str, object]]:
@@ -91,7 +90,7 @@ def measure(size: Size, dtype: torch.dtype, device: torch.device) -> list[dict[s
             for name, other in others.items()}
         found = compare(
             runs, repeats=25 if size.elements < 1e6 else 9, warmup=3,
-            clock=processor if device.type == 'cpu' else device_events, **case)
+            clock=clock_of(device), **case)
         for row in found:
             row['peak_bytes_per_label'] = round(
                 peak_memory(runs[str(row['contestant'])], logits) / size.elements, 1)

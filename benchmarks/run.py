@@ -23,7 +23,9 @@ from pathlib import Path
 import timm
 import torch
 
-__all__ = ['RESULTS', 'Clock', 'Run', 'compare', 'device_events', 'environment', 'itself', 'processor', 'save', 'wall']
+__all__ = [
+    'RESULTS', 'Clock', 'Run', 'clock_of', 'compare', 'device_events', 'environment', 'itself', 'place', 'processor',
+    'save', 'wall']
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 
@@ -54,6 +56,16 @@ def device_events(run: Run) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
+
+
+def clock_of(device: torch.device) -> Clock:
+    """What times small work there: the processor's time, or the device's own events."""
+    return processor if device.type == 'cpu' else device_events
+
+
+def place(device: torch.device) -> str:
+    """What a file of results is called after: 'cpu', or the accelerator's name as in 'nvidia-h100-80gb-hbm3'."""
+    return 'cpu' if device.type == 'cpu' else torch.cuda.get_device_name(device).lower().replace(' ', '-')
 
 
 def itself(run: Callable[[], float]) -> float:
@@ -111,6 +123,7 @@ def environment() -> dict[str, object]:
         'cpu': names[0] if names else platform.processor() or platform.machine(),
         'cores': os.cpu_count(),
         'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else '',
+        'driver': _driver(),
         'threads': torch.get_num_threads(),
         'python': platform.python_version(),
         'torch': torch.__version__,
@@ -123,6 +136,12 @@ def environment() -> dict[str, object]:
 
 def _read(path: str) -> str:
     return Path(path).read_text(encoding='utf-8') if os.path.exists(path) else ''
+
+
+def _driver() -> str:
+    """The NVIDIA driver's version, '' where there is none."""
+    line = next(iter(_read('/proc/driver/nvidia/version').splitlines()), '')
+    return next((word for word in line.split() if word[:1].isdigit() and '.' in word), '')
 
 
 def _commit() -> str:

@@ -1,12 +1,14 @@
-"""What semantic softmax costs, forward and backward, on one thread of the processor.
+"""What semantic softmax costs, forward and backward.
 
-    python benchmarks/semantic_softmax.py
+    python benchmarks/semantic_softmax.py                  # one thread of the processor
+    python benchmarks/semantic_softmax.py --device cuda
 """
+import argparse
 import random
 from collections.abc import Callable
 
 import torch
-from run import compare, processor, save
+from run import clock_of, compare, place, save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,17 +26,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
+    device = parser.parse_args().device
     torch.set_num_threads(1)
     class_tree = random_class_tree(random.Random(0))
-    hierarchy = SemanticHierarchy.from_class_tree(class_tree)
+    hierarchy = SemanticHierarchy.from_class_tree(class_tree).to(device)
     rows = []
     for dtype in DTYPES:
         for batch_size in BATCH_SIZES:
             generator = torch.Generator().manual_seed(batch_size)
             logits = torch.randn(batch_size, hierarchy.num_classes, generator=generator).to(dtype)
             targets = torch.randint(hierarchy.num_classes, (batch_size,), generator=generator)
-            rows += measure(hierarchy, class_tree, logits, targets)
-    save('semantic-softmax-cpu', rows)
+            rows += measure(hierarchy, class_tree, logits.to(device), targets.to(device))
+    save(f'semantic-softmax-{place(device)}', rows)
 
 
 def measure(
@@ -43,7 +48,8 @@ def measure(
         logits: Tensor,
         targets: Tensor,
 ) -> list[dict[str, object]]:
-    plain, ordered = SemanticSoftmaxLoss(hierarchy), SemanticSoftmaxLoss(hierarchy.level_ordered())
+    plain, ordered = (
+        SemanticSoftmaxLoss(tree).to(logits.device) for tree in (hierarchy, hierarchy.level_ordered()))
     in_order = logits[:, hierarchy.level_order].contiguous()
     rank_targets = hierarchy.level_rank[targets]
     # Compiled for these shapes alone, as a training run would be.
@@ -66,7 +72,7 @@ def measure(
             'ours, compiled': lambda: run(plain_compiled, logits, targets),
             'ours, level order, compiled': lambda: run(ordered_compiled, in_order, rank_targets),
         },
-        repeats=REPEATS, warmup=2, clock=processor, dtype=str(logits.dtype).removeprefix('torch.'),
+        repeats=REPEATS, warmup=2, clock=clock_of(logits.device), dtype=str(logits.dtype).removeprefix('torch.'),
         batch_size=len(logits), num_classes=logits.shape[1], levels=len(hierarchy.levels))
 
 
@@ -104,7 +110,7 @@ class PerLevelLoop:
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         semantic_targets = self.hierarchy(targets) if self.class_tree is None else self.convert(targets)
-        total = torch.zeros(())
+        total = torch.zeros((), device=logits.device)
         for level, (indices, factor) in enumerate(zip(self.level_classes, self.hierarchy.level_factors)):
             log_prob = logits[:, indices].float().log_softmax(dim=1)
             level_targets = semantic_targets[:, level]
@@ -120,7 +126,7 @@ class PerLevelLoop:
             for depth, ancestor in enumerate(reversed(self.class_tree[target])):
                 if depth < len(self.ranks):
                     converted[row, depth] = self.ranks[depth][ancestor]
-        return converted
+        return converted.to(targets.device)
 
 
 def random_class_tree(generator: random.Random) -> list[list[int]]:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from run import compare, itself, save, wall
+from run import compare, itself, place, save, wall
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 from torch import Tensor
 
@@ -169,8 +169,8 @@ def main() -> None:
     ns = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         for question in ns.only or QUESTIONS:
-            where = ns.device.type if question == 'steps' else 'cpu'
-            save(f'training-{question}-{where}', QUESTIONS[question](Path(name), ns.device))
+            where = ns.device if question == 'steps' else torch.device('cpu')
+            save(f'training-{question}-{place(where)}', QUESTIONS[question](Path(name), ns.device))
 
 
 if __name__ == '__main__':
