@@ -9,6 +9,7 @@ group into a slice of the output. Training is forward and backward, to the featu
     python benchmarks/head.py --device cuda
 """
 import argparse
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -21,14 +22,14 @@ from torch import Tensor, nn
 from timm_miil.heads import MLDecoder
 
 DTYPES = torch.float32, torch.bfloat16  # the latter by autocast
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 CHECKED_IMAGES = 2
 MODELS = ('resnet50', 224, 8), ('tresnet_l', 224, 8), ('tresnet_l', 448, 2)
 
 
 @dataclass(frozen=True)
 class Size:
-    """Features, classes and groups; on a CPU a compiler's minutes are spent where `compiles`, in evaluation."""
+    """Features, classes and groups; a compiler's minutes are spent where `compiles`, on a CPU in evaluation only."""
 
     features: tuple[int, ...]
     num_classes: int
@@ -49,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu', help="'cpu' or 'cuda'")
     parser.add_argument('--models', action='store_true', help='measure whole models instead')
+    parser.add_argument('--eager', action='store_true', help='leave out what compiles')
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
@@ -58,12 +60,13 @@ def main() -> None:
         return
     rows = []
     for size in SIZES:
+        size = dataclasses.replace(size, compiles=size.compiles and not options.eager)
         heads = build(size, device)
         for dtype in DTYPES:
             check(size, dtype, device)
             for mode in ('eval', 'train'):
                 rows += measure(heads, size, dtype, mode, device)
-    save(f'head-{place(device)}', rows)
+                save(f'head-{place(device)}', rows, quiet=True)  # so far
 
 
 def build(size: Size, device: torch.device, drop_rate: float = 0.1) -> dict[str, nn.Module]:
@@ -87,7 +90,7 @@ def measure(
     contestants = {
         name: head.train(mode == 'train') for name, head in heads.items()
         if mode == 'train' or name != 'ours, shared mask'}
-    if device.type == 'cuda' or (size.compiles and mode == 'eval'):
+    if size.compiles and (device.type == 'cuda' or mode == 'eval'):
         compiled = torch.compile(contestants['ours'], fullgraph=True, dynamic=False)
         contestants['ours, compiled'] = compiled  # type: ignore[assignment]
     run = evaluate if mode == 'eval' else step
@@ -128,6 +131,7 @@ def check(size: Size, dtype: torch.dtype, device: torch.device) -> None:
         for name, values in found.items():
             for value, wanted in zip(values, found['loop'], strict=True):
                 error = float((value.double() - wanted.double()).norm() / wanted.double().norm())
+                print(name, dtype, f'{error:.2g}')
                 if not error <= TOLERANCE[dtype]:
                     raise SystemExit(f'{name} differs from the loop by {error:.2g} at {size} in {dtype}')
 

@@ -9,6 +9,7 @@ positive; for CSL half of the labels are unannotated. Peak memory is what is all
 in bytes a label.
 """
 import argparse
+import dataclasses
 import functools
 import random
 from collections.abc import Callable
@@ -49,13 +50,16 @@ SIZES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu', help="'cpu' or 'cuda'")
-    device = torch.device(parser.parse_args().device)
+    parser.add_argument('--eager', action='store_true', help='leave out what compiles, which takes most of the time')
+    options = parser.parse_args()
+    device = torch.device(options.device)
     torch.set_num_threads(1)
     rows = []
     for size in SIZES:
+        size = dataclasses.replace(size, compiles=size.compiles and not options.eager)
         for dtype in DTYPES:
             rows += measure(size, dtype, device)
-    save(f'losses-{place(device)}', rows)
+            save(f'losses-{place(device)}', rows, quiet=True)  # so far
 
 
 def measure(size: Size, dtype: torch.dtype, device: torch.device) -> list[dict[str, object]]:
@@ -89,13 +93,13 @@ def measure(size: Size, dtype: torch.dtype, device: torch.device) -> list[dict[s
             name: functools.partial(step, other, logits, targets if other is bce else wanted)
             for name, other in others.items()}
         found = compare(
-            runs, repeats=25 if size.elements < 1e6 else 9, warmup=3,
+            runs, repeats=50 if device.type == 'cuda' else 25 if size.elements < 1e6 else 9, warmup=3,
             clock=clock_of(device), **case)
         for row in found:
             row['peak_bytes_per_label'] = round(
                 peak_memory(runs[str(row['contestant'])], logits) / size.elements, 1)
         rows += found
-        print(case, {row['contestant']: row['ratio'] for row in found}, flush=True)
+        print(case, {row['contestant']: (row['median_ms'], row['ratio']) for row in found}, flush=True)
     return rows
 
 

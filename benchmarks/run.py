@@ -151,8 +151,8 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS) -> Path:
-    """Write `results/<question>.csv`, each row with the environment, and print what was measured."""
+def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS, *, quiet: bool = False) -> Path:
+    """Write `results/<question>.csv`, each row with the environment, and print what was measured unless `quiet`."""
     stamp = environment()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     path = folder / f'{question}.csv'
@@ -160,6 +160,6 @@ def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS) -
         writer = csv.DictWriter(file, [*columns, *stamp], lineterminator='\n')
         writer.writeheader()
         writer.writerows(row | stamp for row in rows)
-    for row in rows:
+    for row in () if quiet else rows:
         print(*(f'{column}={value}' for column, value in row.items()))
     return path

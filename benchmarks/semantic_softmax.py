@@ -4,6 +4,7 @@
     python benchmarks/semantic_softmax.py --device cuda
 """
 import argparse
+import functools
 import random
 from collections.abc import Callable
 
@@ -28,7 +29,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
-    device = parser.parse_args().device
+    parser.add_argument('--eager', action='store_true', help='leave out what compiles')
+    options = parser.parse_args()
+    device = options.device
     torch.set_num_threads(1)
     class_tree = random_class_tree(random.Random(0))
     hierarchy = SemanticHierarchy.from_class_tree(class_tree).to(device)
@@ -38,8 +41,8 @@ def main() -> None:
             generator = torch.Generator().manual_seed(batch_size)
             logits = torch.randn(batch_size, hierarchy.num_classes, generator=generator).to(dtype)
             targets = torch.randint(hierarchy.num_classes, (batch_size,), generator=generator)
-            rows += measure(hierarchy, class_tree, logits.to(device), targets.to(device))
-    save(f'semantic-softmax-{place(device)}', rows)
+            rows += measure(hierarchy, class_tree, logits.to(device), targets.to(device), compiles=not options.eager)
+            save(f'semantic-softmax-{place(device)}', rows, quiet=True)  # so far
 
 
 def measure(
@@ -47,33 +50,39 @@ def measure(
         class_tree: list[list[int]],
         logits: Tensor,
         targets: Tensor,
+        *,
+        compiles: bool,
 ) -> list[dict[str, object]]:
     plain, ordered = (
         SemanticSoftmaxLoss(tree).to(logits.device) for tree in (hierarchy, hierarchy.level_ordered()))
     in_order = logits[:, hierarchy.level_order].contiguous()
     rank_targets = hierarchy.level_rank[targets]
-    # Compiled for these shapes alone, as a training run would be.
-    torch.compiler.reset()
-    plain_compiled = torch.compile(plain, fullgraph=True, dynamic=False)
-    ordered_compiled = torch.compile(ordered, fullgraph=True, dynamic=False)
     loops, loops_table = PerLevelLoop(hierarchy, class_tree), PerLevelLoop(hierarchy, None)
+    contestants: dict[str, tuple[Loss, Tensor, Tensor]] = {
+        'per-level loop': (loops, logits, targets),
+        'per-level loop, table of targets': (loops_table, logits, targets),
+        'F.cross_entropy': (cross_entropy, logits, targets),
+        'ours': (plain, logits, targets),
+        'ours, level order': (ordered, in_order, rank_targets)}
+    if compiles:
+        # For these shapes alone, as a training run would be.
+        torch.compiler.reset()
+        compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False)
+        contestants |= {
+            'ours, compiled': (compiled(plain), logits, targets),
+            'ours, level order, compiled': (compiled(ordered), in_order, rank_targets)}
     want, want_grad = run(loops, logits, targets)
-    for criterion in loops_table, plain, plain_compiled:
-        assert_same(criterion, logits, targets, want, want_grad)
-    for criterion in ordered, ordered_compiled:
-        assert_same(criterion, in_order, rank_targets, want, want_grad[:, hierarchy.level_order])
-    return compare(
-        {
-            'per-level loop': lambda: run(loops, logits, targets),
-            'per-level loop, table of targets': lambda: run(loops_table, logits, targets),
-            'F.cross_entropy': lambda: run(cross_entropy, logits, targets),
-            'ours': lambda: run(plain, logits, targets),
-            'ours, level order': lambda: run(ordered, in_order, rank_targets),
-            'ours, compiled': lambda: run(plain_compiled, logits, targets),
-            'ours, level order, compiled': lambda: run(ordered_compiled, in_order, rank_targets),
-        },
-        repeats=REPEATS, warmup=2, clock=clock_of(logits.device), dtype=str(logits.dtype).removeprefix('torch.'),
-        batch_size=len(logits), num_classes=logits.shape[1], levels=len(hierarchy.levels))
+    for name, contestant in contestants.items():
+        if name != 'F.cross_entropy':
+            order = hierarchy.level_order if 'level order' in name else slice(None)
+            assert_same(*contestant, want, want_grad[:, order])
+    rows = compare(
+        {name: functools.partial(run, *contestant) for name, contestant in contestants.items()},
+        repeats=50 if logits.is_cuda else REPEATS, warmup=2, clock=clock_of(logits.device),
+        dtype=str(logits.dtype).removeprefix('torch.'), batch_size=len(logits), num_classes=logits.shape[1],
+        levels=len(hierarchy.levels))
+    print({row['contestant']: (row['median_ms'], row['ratio']) for row in rows}, flush=True)
+    return rows
 
 
 def run(criterion: Loss, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

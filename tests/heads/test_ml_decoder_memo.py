@@ -307,7 +307,7 @@ def test_dual_numbers_are_not_remembered():
     assert not holds(head)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.gpu
 def test_cuda_graphs_leave_nothing_behind_and_follow_the_weights():
     head, features = new_head().cuda(), FEATURES.cuda()
     with torch.no_grad():
