@@ -129,7 +129,7 @@ def test_pictures_have_one_to_max_digits_equally_often():
 @pytest.mark.parametrize('seed', [0, 3])
 def test_no_source_digit_serves_two_splits(seed):
     classes = [int(digit) for digit in load_digits().target]
-    pools = scenes_module._split_sources(classes, seed)
+    pools = scenes_module.split_sources(classes, seed)
     used = {split: {source for sources in pools[split] for source in sources} for split in SPLITS}
     assert sum(map(len, used.values())) == len(set.union(*used.values())) == len(classes)
     for split in SPLITS:

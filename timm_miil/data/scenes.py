@@ -6,25 +6,21 @@ The digits are the 1797 that ship with scikit-learn (UCI Optical Recognition of 
 source digit serves two splits. The files are those of a user's data set: pictures and COCO-style annotations.
 """
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from timm_miil._atomic import whole_folder
 from timm_miil._checks import check_positive, check_range
-from timm_miil._extras import require
-from timm_miil.data._scene_pictures import COLOURS, Draws, Floats, SceneObject, encode_png, paint_scene
+from timm_miil.data._scene_pictures import COLOURS, Draws, SceneObject, encode_png, paint_scene
+from timm_miil.data._scene_sources import (
+    DIGITS, SPLIT_STREAM, SPLITS, holds, source_digits, split_sources, write_json)
 
 __all__ = ['SPLITS', 'SceneConfig', 'make_scenes']
 
-SPLITS = ('train', 'val', 'test')
-SOURCE_SHARE = {'train': 0.7, 'val': 0.1, 'test': 0.2}
-DIGITS = 10
 MIN_COLOURS = 4
 SETTINGS_FILE = 'scenes.json'
 FORMAT = 1
-SPLIT_STREAM = 1 << 32   # streams of a split's pictures start at (its number + 1) times this; lower ones are plans
 MIN_IMAGE_SIZE = 32
 
 
@@ -120,8 +116,8 @@ def make_scenes(
     settings = {'format': FORMAT, **dataclasses.asdict(config)}
     if _is_complete(directory, config, settings):
         return directory
-    glyphs, classes = _source_digits()
-    pools = _split_sources(classes, config.seed)
+    glyphs, classes = source_digits()
+    pools = split_sources(classes, config.seed)
     total = sum(config.num_pictures(split) for split in SPLITS)
     done = 0
     with whole_folder(directory) as folder:
@@ -148,7 +144,7 @@ def make_scenes(
                 if on_progress is not None:
                     on_progress(done, total)
             info: dict[str, object] = {'description': 'Scenes of handwritten digits, made by timm-miil', **settings}
-            _write_json(folder / 'annotations' / f'instances_{split}.json', {
+            write_json(folder / 'annotations' / f'instances_{split}.json', {
                 'info': info,
                 'licenses': [{'id': 1, 'name': 'CC BY 4.0'}],
                 'images': images,
@@ -157,47 +153,16 @@ def make_scenes(
                     {'id': number + 1, 'name': name, 'supercategory': name.split()[0]}
                     for number, name in enumerate(config.label_names)],
             })
-        _write_json(folder / SETTINGS_FILE, settings)
+        write_json(folder / SETTINGS_FILE, settings)
     return directory
 
 
 def _is_complete(directory: Path, config: SceneConfig, settings: dict[str, object]) -> bool:
     """Whether the folder holds this very data set; False if it may be (re)made, FileExistsError if not."""
-    if not directory.exists() or directory.is_dir() and not any(directory.iterdir()):
-        return False
-    try:
-        found = json.loads((directory / SETTINGS_FILE).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        raise FileExistsError(
-            f'{directory} is not empty and holds no scenes; choose another folder.') from None
-    if found != settings:
-        differing = [key for key in settings if not isinstance(found, dict) or found.get(key) != settings[key]]
-        raise FileExistsError(
-            f'{directory} holds scenes made with another {", ".join(differing)}; delete it or choose another folder.')
-    return all(
+    return holds(directory, SETTINGS_FILE, settings) and all(
         (directory / 'annotations' / f'instances_{split}.json').is_file()
         and sum(1 for _ in (directory / split).glob('*.png')) == config.num_pictures(split)
         for split in SPLITS)
-
-
-def _source_digits() -> tuple[Floats, list[int]]:
-    """scikit-learn's digits: pictures (1797, 8, 8) in [0, 1] and their classes."""
-    digits = require('sklearn.datasets').load_digits()
-    return digits.images / 16.0, [int(digit) for digit in digits.target]
-
-
-def _split_sources(classes: list[int], seed: int) -> dict[str, list[list[int]]]:
-    """Share out the source digits: for each split, the sources of each digit class, in random order."""
-    order = Draws(seed, 0).permutation(len(classes))
-    pools: dict[str, list[list[int]]] = {split: [] for split in SPLITS}
-    for digit in range(DIGITS):
-        sources = [source for source in order if classes[source] == digit]
-        start = 0
-        for split in SPLITS:
-            stop = len(sources) if split == SPLITS[-1] else start + int(SOURCE_SHARE[split] * len(sources))
-            pools[split].append(sources[start:stop])
-            start = stop
-    return pools
 
 
 def _digits_per_picture(config: SceneConfig, split: str) -> list[int]:
@@ -245,7 +210,3 @@ def _categories_of(item: SceneObject, config: SceneConfig) -> list[int]:
     """Category ids (from 1) of a digit's labels."""
     labels = (item.digit, DIGITS * (1 + item.colour) + item.digit)
     return [label + 1 for label in labels if label < config.num_classes]
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, separators=(',', ':')) + '\n', encoding='utf-8', newline='\n')
