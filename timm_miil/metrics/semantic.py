@@ -114,6 +114,10 @@ class SemanticAccuracy:
                 raise ValueError(f'hierarchies must be equal to merge, and differ in {name}.')
         self._counts = self._counts + other._counts.to(self._counts.device)
 
+    def counts(self) -> Tensor:
+        """Right answers and all answers of each level, which add up: int64 in host memory, shape (2, J)."""
+        return self._counts.cpu()
+
     def compute(
             self, *, per_level: bool = False, distributed: bool = False, device: torch.device | None = None,
     ) -> Tensor:

@@ -22,7 +22,7 @@ from timm_miil.losses import list_losses
 
 __all__ = [
     'AugmentSettings', 'DataSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
-    'PartialSettings', 'PriorSettings', 'ScheduleSettings', 'check_from_zero',
+    'PartialSettings', 'PriorSettings', 'ScheduleSettings', 'check_from_zero', 'check_undecided',
 ]
 
 PARTIAL_SCHEMES = ('fixed_per_class', 'random_per_sample')
@@ -66,6 +66,11 @@ class DataSettings:
             takes the data's own.
         val_fraction: Part of the training pictures, drawn by the recipe's seed, that validates where there is no such
             split; in (0, 1).
+        max_val: Validate on so many pictures at most, drawn by the recipe's seed; 0 takes all. The exact mAP of all of
+            ImageNet-21K's would not fit in memory.
+        tree: File of the tree over the labels, of `timm_miil.data.read_class_tree`, for what asks for one: the task
+            'semantic', and `ancestors`. '' takes the data folder's 'tree.json'.
+        ancestors: Let each picture also show the ancestors of what it shows, as ImageNet-21K becomes multi-label.
         args: More keyword arguments of `open_split`.
     """
     format: str = 'auto'
@@ -74,6 +79,9 @@ class DataSettings:
     test: str = ''
     labels: str = ''
     val_fraction: float = 0.1
+    max_val: int = 0
+    tree: str = ''
+    ancestors: bool = False
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,6 +89,7 @@ class DataSettings:
             raise ValueError(f'train and val must name splits, got {self.train!r} and {self.val!r}.')
         if not 0 < self.val_fraction < 1:
             raise ValueError(f'val_fraction must be between 0 and 1, got {self.val_fraction}.')
+        check_not_negative(max_val=self.max_val)
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ class LossSettings:
             'bce' (several labels: `AsymmetricLoss(**ASL_PRESETS['bce'])`; one label: `timm.loss.BinaryCrossEntropy`),
             'focal' (several labels: `AsymmetricLoss(**ASL_PRESETS['focal'])`),
             'cross_entropy' (one label: timm's, with its label smoothing or soft targets).
+            The task 'semantic' has 'semantic_softmax' alone.
         args: Keyword arguments of its constructor, over those of a preset. What follows from the data (a prior, counts,
             names) comes from training.
     """
@@ -164,7 +174,7 @@ class ModelSettings:
         if ':' not in self.name and not is_model(self.name):  # with one it says where the model lies
             raise ValueError(
                 f'name must be a model of timm, got {shown(self.name)}; {nearest(self.name, list_models())}')
-        _check_undecided(self.args, DECIDED_MODEL)
+        check_undecided(self.args, DECIDED_MODEL)
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,7 @@ class OptimizerSettings:
         check_range(lr=self.lr, low=math.ulp(0.0), high=math.inf)
         check_from_zero(weight_decay=self.weight_decay)
         check_unit(layer_decay=self.layer_decay)
-        _check_undecided(self.args, DECIDED_OPTIMIZER)
+        check_undecided(self.args, DECIDED_OPTIMIZER)
         if self.args:
             try:  # what an optimizer takes, it says best itself
                 create_optimizer_v2(
@@ -259,6 +269,7 @@ class AugmentSettings:
         ratio: Least and greatest aspect ratio of a crop, above 0.
         hflip: Probability of a mirrored picture, in [0, 1].
         image_size: Side of the pictures in pixels, for training and evaluation; 0 takes the model's own.
+        crop_pct: Part of a picture's side that evaluation keeps, in (0, 1]; 0 takes the model's own.
         args: For 'paper', `cutout` and `randaugment`. For 'timm', keyword arguments of `timm.data.create_transform`;
             `aug_repeats`, how often a picture is in an epoch, as timm's script has it; and, for one label a picture, a
             table `mixup` of keyword arguments of `timm.data.Mixup`.
@@ -268,6 +279,7 @@ class AugmentSettings:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
     image_size: int = 0
+    crop_pct: float = 0.0
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -275,7 +287,7 @@ class AugmentSettings:
         for name, (low, high) in {'scale': self.scale, 'ratio': self.ratio}.items():
             if not 0 < low <= high < math.inf:
                 raise ValueError(f'{name} must be two rising numbers above 0, got {low!r} and {high!r}.')
-        check_unit(scale=self.scale[1], hflip=self.hflip)
+        check_unit(scale=self.scale[1], hflip=self.hflip, crop_pct=self.crop_pct)
         check_not_negative(image_size=self.image_size)
         check_range(image_size=self.image_size, low=0, high=MOST_PIXELS, closed=True)
         args = dict(self.args)
@@ -320,7 +332,8 @@ class PaperSettings:
         check_range(value=self.value, low=0.0, high=100.0, closed=True)
 
 
-def _check_undecided(args: Mapping[str, Any], decided: frozenset[str]) -> None:
+def check_undecided(args: Mapping[str, Any], decided: frozenset[str]) -> None:
+    """Raise ValueError if arguments hold what training decides."""
     reserved = decided & args.keys()
     if reserved:
         raise ValueError(

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 
 from timm_miil._checks import check_choice
 from timm_miil.data import ImageStream, LabelledImages
+from timm_miil.losses import SemanticHierarchy
 from timm_miil.metrics import MultilabelAveragePrecision, multilabel_f1
+from timm_miil.train._tally import Tally
 from timm_miil.train.build import build_eval_loader
 
 __all__ = ['METRIC_OF_TASK', 'evaluate', 'measure', 'score_batches']
 
-METRIC_OF_TASK = MappingProxyType({'multi_label': 'map', 'single_label': 'top1', 'zero_shot': 'map'})
+METRIC_OF_TASK = MappingProxyType({
+    'multi_label': 'map', 'semantic': 'semantic_top1', 'single_label': 'top1', 'zero_shot': 'map'})
 """What a run's best epoch is chosen by: a key of `measure`."""
 
+NO_PICTURES = 'source must have pictures to measure a model on, got none.'
 _ROWS = 1 << 12  # at a time, where a copy of all would double the memory
 
 
@@ -28,6 +32,7 @@ def evaluate(
         batch_size: int = 64,
         workers: int = 0,
         task: str = 'multi_label',
+        hierarchy: SemanticHierarchy | None = None,
 ) -> dict[str, float]:
     """Measure a model on pictures, preprocessed as its configuration says.
 
@@ -37,19 +42,30 @@ def evaluate(
         batch_size: Pictures at a time.
         workers: Processes that read pictures.
         task: A recipe's task, which decides what is measured.
+        hierarchy: The tree over the labels, for the task 'semantic'.
 
     Returns:
         The figures of `measure`.
 
     Raises:
         OSError: If a picture cannot be read.
-        ValueError: If the model has another number of outputs than there are labels, or there are no pictures.
+        ValueError: If the model has another number of outputs than there are labels, there are no pictures, or the
+            task asks for a tree.
     """
+    _check_task(task, hierarchy)
     loader = build_eval_loader(
         source, model, batch_size=batch_size, workers=workers, device=next(model.parameters()).device)
+    if task in ('semantic', 'single_label'):
+        tally = Tally(hierarchy if task == 'semantic' else None)
+        for scores, labels in score_batches(model, loader):
+            tally.update(scores, labels)
+        totals = tally.totals()
+        if not totals[0]:
+            raise ValueError(NO_PICTURES)
+        return Tally.figures(totals)
     batches = list(score_batches(model, loader))
     if not batches:
-        raise ValueError('source must have pictures to measure a model on, got none.')
+        raise ValueError(NO_PICTURES)
     logits, targets = map(torch.cat, zip(*batches))
     return measure(logits, targets, task)
 
@@ -89,26 +105,33 @@ def score_batches(
         model.train(was_training)
 
 
-def measure(logits: Tensor, targets: Tensor, task: str = 'multi_label') -> dict[str, float]:
+def measure(
+        logits: Tensor, targets: Tensor, task: str = 'multi_label', *, hierarchy: SemanticHierarchy | None = None,
+) -> dict[str, float]:
     """How well scores fit what is known, unknown labels left out.
 
     Args:
         logits: Raw scores, shape (N, C).
         targets: 1 present, 0 absent, -1 unknown, shape (N, C).
         task: A recipe's task.
+        hierarchy: The tree over the labels, for the task 'semantic'.
 
     Returns:
-        For 'single_label', 'top1', 'top5' (percent of pictures) and 'loss' (cross-entropy). Else 'map' (mean average
+        For 'single_label', 'top1', 'top5' (percent of pictures) and 'loss' (cross-entropy). For 'semantic' also
+        'semantic_top1', the semantic accuracy of `timm_miil.metrics`, in percent. Else 'map' (mean average
         precision; where all labels are known a class without positives counts 0, else only classes with known
         positives and negatives count), 'micro_f1' and 'macro_f1' at probability 0.5, in percent, and 'loss' (binary
         cross-entropy of a known label).
 
     Raises:
-        ValueError: If the task is unknown or a score is NaN.
+        ValueError: If the task is unknown or asks for a tree, or a score is NaN.
     """
-    check_choice(task=task, choices=METRIC_OF_TASK)
-    if task == 'single_label':
-        return _measure_single(logits, targets)
+    _check_task(task, hierarchy)
+    if task in ('semantic', 'single_label'):
+        tally = Tally(hierarchy if task == 'semantic' else None)
+        for scores, labels in zip(logits.split(_ROWS), targets.split(_ROWS)):
+            tally.update(scores, labels)
+        return Tally.figures(tally.totals())
     metric, total, known = MultilabelAveragePrecision(logits.shape[1]), 0.0, 0
     for scores, labels in zip(logits.split(_ROWS), targets.split(_ROWS)):
         metric.update(scores.cpu(), labels.cpu())
@@ -123,9 +146,7 @@ def measure(logits: Tensor, targets: Tensor, task: str = 'multi_label') -> dict[
     return {**{name: 100.0 * value for name, value in figures.items()}, 'loss': total / max(known, 1)}
 
 
-def _measure_single(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    label = targets.to(logits.device).argmax(1)
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == label.unsqueeze(1)
-    return {
-        'top1': 100.0 * float(ranked[:, 0].double().mean()), 'top5': 100.0 * float(ranked.any(1).double().mean()),
-        'loss': float(F.cross_entropy(logits.float(), label))}
+def _check_task(task: str, hierarchy: SemanticHierarchy | None) -> None:
+    check_choice(task=task, choices=METRIC_OF_TASK)
+    if task == 'semantic' and hierarchy is None:
+        raise ValueError("hierarchy must be given to measure the task 'semantic', got None; see SemanticHierarchy.")

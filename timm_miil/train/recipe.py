@@ -13,14 +13,15 @@ from timm_miil.data import SceneConfig
 from timm_miil.train._settings import (
     AugmentSettings, DataSettings, LossSettings, ModelSettings, OptimizerSettings, PaperSettings, PartialSettings,
     PriorSettings, ScheduleSettings, check_from_zero)
+from timm_miil.train._teacher_settings import TeacherSettings
 from timm_miil.train._toml import as_table, is_text, parse_value, read_settings, write_toml
 
 __all__ = [
     'AugmentSettings', 'DataSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
-    'PartialSettings', 'PriorSettings', 'Recipe', 'ScheduleSettings', 'list_recipes', 'load_recipe',
+    'PartialSettings', 'PriorSettings', 'Recipe', 'ScheduleSettings', 'TeacherSettings', 'list_recipes', 'load_recipe',
 ]
 
-TASKS = ('multi_label', 'single_label', 'zero_shot')
+TASKS = ('multi_label', 'semantic', 'single_label', 'zero_shot')
 PRECISIONS = ('fp32', 'bf16', 'fp16')
 
 
@@ -44,8 +45,9 @@ class Recipe:
         optimizer: The optimizer.
         schedule: The learning rate's course.
         augment: What happens to training pictures.
-        task: 'multi_label'; 'single_label' for exactly one label a picture; or 'zero_shot' for a network whose classes
-            are queries made of the labels' names.
+        task: 'multi_label'; 'single_label' for exactly one label a picture; 'semantic' for the same, learnt level by
+            level of a tree over the labels (semantic softmax, arXiv:2104.10972); or 'zero_shot' for a network whose
+            classes are queries made of the labels' names.
         unseen_labels: Labels to hold out, see `hold_out`; none by default.
         stop_epoch: Stop after so many epochs of the schedule; 0 runs all.
         grad_accum_steps: Parts in which a process computes a step, to fit into memory.
@@ -60,6 +62,7 @@ class Recipe:
         data: Which pictures serve what.
         partial: Labels to forget before training; None keeps all.
         prior: The temporary network of the partial-label paper; None for none.
+        teacher: The trained network that is learnt from beside the labels; None for none.
         scenes: The pictures to make where no data set is given; None for a recipe that needs one.
         paper: What a paper reports of it.
 
@@ -93,6 +96,7 @@ class Recipe:
     data: DataSettings = dataclasses.field(default_factory=DataSettings)
     partial: PartialSettings | None = None
     prior: PriorSettings | None = None
+    teacher: TeacherSettings | None = None
     scenes: SceneConfig | None = None
     paper: PaperSettings | None = None
 
@@ -110,6 +114,17 @@ class Recipe:
         if self.prior is not None and self.loss.name != 'class_aware_selective':
             raise ValueError(
                 f"prior is for the loss 'class_aware_selective', got {self.loss.name!r}; leave the prior out.")
+        if self.teacher is not None and self.task == 'zero_shot':
+            raise ValueError("teacher must be left out of task 'zero_shot', whose classes no teacher has.")
+        if self.data.ancestors and self.is_exclusive:
+            raise ValueError(
+                f"data.ancestors gives pictures several labels, which task {self.task!r} does not take; set task = "
+                f"'multi_label'.")
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether each picture has exactly one label."""
+        return self.task in ('semantic', 'single_label')
 
     def override(self, changes: Mapping[str, str]) -> 'Recipe':
         """A recipe with some settings changed.
@@ -140,7 +155,9 @@ class Recipe:
     def _called(self) -> str:
         """What is trained, in words."""
         backbone = self.model.args.get('backbone')
-        return f'{self.model.name}{f" on {backbone}" if backbone else ""}, trained with the loss {self.loss.name}'
+        teacher = '' if self.teacher is None else f' and the teacher {self.teacher.name}'
+        return (
+            f'{self.model.name}{f" on {backbone}" if backbone else ""}, trained with the loss {self.loss.name}{teacher}')
 
     def to_toml(self) -> str:
         """All settings as a file that `load_recipe` reads back: an equal recipe."""
