@@ -55,6 +55,7 @@ THIRD_PARTY = {room: CORE for room in MAY_IMPORT} | {
 FILES = {
     '_atomic': set(),
     '_checks': {'torch'},
+    '_class_tree': {'torch'},
     '_errors': set(),
     '_extras': set(),
     '_locks': {'huggingface_hub'},
@@ -62,7 +63,7 @@ FILES = {
     '_version': set(),
     '_web': set(),
 }
-NOT_FOR = {'_timm': {'catalog'}, '_locks': {'catalog'}, '_web': {'catalog'}}
+NOT_FOR = {'_class_tree': {'catalog'}, '_timm': {'catalog'}, '_locks': {'catalog'}, '_web': {'catalog'}}
 MAX_LINES = 400
 MAX_MODULES_AT_IMPORT = 60  # beyond those of `import timm`, which are 2700
 MUTATORS = {

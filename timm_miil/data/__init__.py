@@ -1,6 +1,7 @@
 """Data: readers of multi-label pictures, and the offline data set."""
 from timm_miil.data.coco import read_coco
 from timm_miil.data.hf import read_hf
+from timm_miil.data.hierarchy import TREE_FILE, ClassTree, read_class_tree, with_ancestors, write_class_tree
 from timm_miil.data.images import IMAGE_SUFFIXES, decode_image, find_images, load_image
 from timm_miil.data.partial import fixed_per_class, random_per_sample
 from timm_miil.data.records import ImageStream, LabelledImages, MultiLabelDataset, MultiLabelRecords
@@ -15,10 +16,10 @@ from timm_miil.data.transforms import create_paper_transform
 from timm_miil.data.zero_shot import read_labels, read_word_vectors
 
 __all__ = [
-    'IMAGE_SUFFIXES', 'ImageStream', 'Indices', 'LabelStatistics', 'LabelledImages', 'MultiLabelDataset',
-    'MultiLabelRecords', 'SceneConfig', 'SparseTargets', 'create_paper_transform', 'decode_image', 'embed_text',
-    'find_format', 'find_images', 'fixed_per_class', 'has_split', 'index_shards', 'label_statistics',
-    'list_formats', 'list_splits', 'load_image', 'make_scenes', 'mix_seed', 'open_split', 'random_per_sample',
-    'read_coco', 'read_hf', 'read_label_set', 'read_labels', 'read_shards', 'read_word_vectors', 'seeded',
-    'source_statistics', 'write_shards',
+    'IMAGE_SUFFIXES', 'TREE_FILE', 'ClassTree', 'ImageStream', 'Indices', 'LabelStatistics', 'LabelledImages',
+    'MultiLabelDataset', 'MultiLabelRecords', 'SceneConfig', 'SparseTargets', 'create_paper_transform',
+    'decode_image', 'embed_text', 'find_format', 'find_images', 'fixed_per_class', 'has_split', 'index_shards',
+    'label_statistics', 'list_formats', 'list_splits', 'load_image', 'make_scenes', 'mix_seed', 'open_split',
+    'random_per_sample', 'read_class_tree', 'read_coco', 'read_hf', 'read_label_set', 'read_labels', 'read_shards',
+    'read_word_vectors', 'seeded', 'source_statistics', 'with_ancestors', 'write_class_tree', 'write_shards',
 ]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_miil._checks import check_choice, check_range
-from timm_miil._errors import CheckpointError
-from timm_miil.losses._class_tree import (
+from timm_miil._class_tree import (
     ROOT, checked_parents, parents_of_class_tree, parents_of_is_a, read_tree, top_down)
+from timm_miil._errors import CheckpointError
 
 __all__ = ['SemanticHierarchy']
 
