@@ -13,13 +13,15 @@ from timm_miil.data.statistics import LabelStatistics, label_statistics, source_
 from timm_miil.data.targets import Indices, SparseTargets
 from timm_miil.data.text_encoder import embed_text
 from timm_miil.data.transforms import create_paper_transform
+from timm_miil.data.tree_scenes import TreeSceneConfig, make_tree_scenes
 from timm_miil.data.zero_shot import read_labels, read_word_vectors
 
 __all__ = [
     'IMAGE_SUFFIXES', 'TREE_FILE', 'ClassTree', 'ImageStream', 'Indices', 'LabelStatistics', 'LabelledImages',
-    'MultiLabelDataset', 'MultiLabelRecords', 'SceneConfig', 'SparseTargets', 'create_paper_transform',
-    'decode_image', 'embed_text', 'find_format', 'find_images', 'fixed_per_class', 'has_split', 'index_shards',
-    'label_statistics', 'list_formats', 'list_splits', 'load_image', 'make_scenes', 'mix_seed', 'open_split',
-    'random_per_sample', 'read_class_tree', 'read_coco', 'read_hf', 'read_label_set', 'read_labels', 'read_shards',
-    'read_word_vectors', 'seeded', 'source_statistics', 'with_ancestors', 'write_class_tree', 'write_shards',
+    'MultiLabelDataset', 'MultiLabelRecords', 'SceneConfig', 'SparseTargets', 'TreeSceneConfig',
+    'create_paper_transform', 'decode_image', 'embed_text', 'find_format', 'find_images', 'fixed_per_class',
+    'has_split', 'index_shards', 'label_statistics', 'list_formats', 'list_splits', 'load_image', 'make_scenes',
+    'make_tree_scenes', 'mix_seed', 'open_split', 'random_per_sample', 'read_class_tree', 'read_coco', 'read_hf',
+    'read_label_set', 'read_labels', 'read_shards', 'read_word_vectors', 'seeded', 'source_statistics',
+    'with_ancestors', 'write_class_tree', 'write_shards',
 ]
