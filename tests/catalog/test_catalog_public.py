@@ -136,7 +136,7 @@ def test_the_wheel_has_every_data_file(wheel):
 
 
 def test_the_examples_of_the_docstrings_run():
-    assert doctest.testmod(catalog) == (0, 4)
+    assert doctest.testmod(catalog) == (0, 5)
 
 
 def test_data_sets_are_those_of_the_weights():

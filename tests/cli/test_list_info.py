@@ -85,6 +85,13 @@ def test_everything_known_of_weights_is_shown(name, capsys):
     assert 'None' not in text
 
 
+@pytest.mark.parametrize('name, ours', [('ofa_flops_595m_s', 'miil_ofa_595m'), ('binas_a', 'miil_binas_a')])
+def test_a_name_that_only_the_authors_use_is_told(name, ours, capsys):
+    assert main(['info', name]) == 2
+    assert capsys.readouterr() == (
+        '', f"timm-miil info: unknown name {name!r}; that is the authors' name of {ours!r}.\n")
+
+
 def test_weights_that_load_come_with_lines_to_use_them(capsys):
     lines = lines_of(capsys, 'info', 'mldecoder_tresnet_m.miil_coco_224')
     start = lines.index('Use')

@@ -22,8 +22,8 @@ LEVELS = {'miil_levit_768': 3} | {name: 5 for name in NAMES if 'binas' in name o
 ZERO_SHOT = timm.list_models(module='mldecoder_zero_shot')
 # These differ from another one in their numbers only.
 COPIES = (
-    'binas_b', 'binas_c', 'binas_d', 'binas_e', 'binas_f', 'tresnet_l_bottleneck', 'tresnet_v2_l_slope1e6',
-    'resnet32x4')
+    'binas_b', 'binas_c', 'binas_d', 'binas_e', 'binas_f', 'tresnet_s', 'tresnet_l_bottleneck',
+    'tresnet_v2_l_slope1e6', 'resnet32x4')
 # Tracing the deepest networks takes minutes, and so does each of timm's blocks; they are built of the others' parts.
 DEEP = (
     'tresnet_l', 'tresnet_v2_xl', 'tresnet_xl', 'tresnet_m_bottleneck', 'sdl_tresnet_m', 'binas_a', 'ofa_595m',

@@ -50,11 +50,11 @@ def check_published(architecture, num_classes):
 
 # What tensors tell by themselves, whatever the file is called.
 ALONE = [
-    'tresnet_m', 'tresnet_l', 'tresnet_xl', 'tresnet_v2_l', 'miil_tresnet_v2_xl', 'miil_tresnet_m_bottleneck',
-    'miil_tresnet_l_bottleneck', 'miil_sdl_tresnet_m', 'mldecoder_tresnet_m', 'mldecoder_tresnet_l',
-    'mldecoder_tresnet_xl', 'levit_384', 'miil_levit_768', 'miil_ofa_595m', 'hardcorenas_c', 'miil_binas_d',
-    'mobilenetv3_large_100', 'resnet50', 'vit_base_patch16_224_miil', 'vit_base_patch16_224', 'mixer_b16_224',
-    'edgenext_small', 'miil_resnet8x4', 'miil_resnet32x4']
+    'tresnet_m', 'tresnet_l', 'tresnet_xl', 'tresnet_v2_l', 'miil_tresnet_s', 'miil_tresnet_v2_xl',
+    'miil_tresnet_m_bottleneck', 'miil_tresnet_l_bottleneck', 'miil_sdl_tresnet_m', 'mldecoder_tresnet_m',
+    'mldecoder_tresnet_l', 'mldecoder_tresnet_xl', 'levit_384', 'miil_levit_768', 'miil_ofa_595m', 'hardcorenas_c',
+    'miil_binas_d', 'mobilenetv3_large_100', 'resnet50', 'vit_base_patch16_224_miil', 'vit_base_patch16_224',
+    'mixer_b16_224', 'edgenext_small', 'miil_resnet8x4', 'miil_resnet32x4']
 
 
 @pytest.mark.parametrize('architecture', ALONE)

@@ -1,5 +1,7 @@
 """The networks that timm lacks: their blocks, and their files by `pretrained=True`, in the layout of their authors."""
 import csv
+import warnings
+from random import Random
 
 import original_layouts
 import pytest
@@ -9,7 +11,10 @@ from safetensors.torch import save_file
 from timm.models.levit import Levit, LevitDistilled
 from torch import nn
 
-from timm_miil._errors import CheckpointError
+from timm_miil import catalog
+from timm_miil._errors import CatalogError, CheckpointError
+from timm_miil.models import load_model
+from timm_miil.models._tags import AUTHORS_NAMES, register_authors_names
 from timm_miil.models.miil_levit import read_levit_sizes
 from timm_miil.models.published import Network, convert_published, identify
 
@@ -64,6 +69,15 @@ def test_a_two_layer_head_has_nothing_between_its_layers():
     assert (embedded < 0).any()
 
 
+def test_the_smallest_tresnet_is_tresnet_m_with_five_blocks_less():
+    small, medium = (
+        timm.create_model(name, device='meta').state_dict() for name in ('miil_tresnet_s', 'tresnet_m'))
+    gone = [f'body.layer3.{block}.' for block in range(6, 11)]
+    kept = {key: tensor.shape for key, tensor in medium.items() if not key.startswith(tuple(gone))}
+    assert {key: tensor.shape for key, tensor in small.items()} == kept
+    assert len(kept) < len(medium)
+
+
 def test_every_slope_is_1e_6():
     slopes = {module.negative_slope for module in timm.create_model(
         'miil_tresnet_v2_l_slope1e6', device='meta').modules() if isinstance(module, nn.LeakyReLU)}
@@ -74,6 +88,42 @@ def test_every_slope_is_1e_6():
 def test_a_cifar_network_has_a_depth(depth):
     with pytest.raises(ValueError, match=f'depth must be 6n.*got {depth}'):
         timm.create_model('miil_resnet8x4', depth=depth)
+
+
+# ---- the authors' own names
+
+
+@pytest.mark.parametrize('name, ours, args', [
+    ('ofa_flops_595m_s', 'miil_ofa_595m', {}), ('levit_768', 'miil_levit_768', SIZES)])
+def test_the_authors_name_builds_the_network_and_names_ours(name, ours, args):
+    assert AUTHORS_NAMES[name] == ours and catalog.named_by_authors(name) == (ours,)
+    with pytest.warns(UserWarning, match=f'model name {name} to current {ours}'):
+        model = timm.create_model(name, device='meta', **args)
+    assert model.pretrained_cfg['architecture'] == ours
+    assert name not in timm.list_models() and name not in timm.list_models(name)
+    with pytest.raises(CatalogError, match=f"authors' name of {ours}, whose weights are {ours}.miil"):
+        catalog.weight(name)
+
+
+def test_the_authors_name_takes_the_tag_too():
+    with pytest.warns(UserWarning, match='to current miil_ofa_595m'):
+        model = timm.create_model('ofa_flops_595m_s.miil_in21k', device='meta')
+    cfg = model.pretrained_cfg
+    assert (cfg['architecture'], cfg['tag'], model.num_classes) == ('miil_ofa_595m', 'miil_in21k', 11221)
+
+
+def test_an_authors_name_that_timm_has_stays_timms(monkeypatch):
+    monkeypatch.setitem(AUTHORS_NAMES, 'resnet18', 'miil_ofa_595m')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        register_authors_names()
+        register_authors_names()
+        assert type(timm.create_model('resnet18', device='meta')).__name__ == 'ResNet'
+
+
+def test_other_names_of_the_authors_are_told():
+    with pytest.raises(ValueError, match="is called 'resnet8x4'; that is the authors' name of miil_resnet8x4"):
+        load_model('resnet8x4')
 
 
 # ---- LeViT of sizes that only its file tells
@@ -129,6 +179,32 @@ def test_a_levit_file_builds_its_network_and_survives_a_folder(levit, levit_file
         assert torch.equal(again(picture), levit(picture))
         assert other(picture).shape == (1, 4)
     assert torch.equal(other.stem.conv1.linear.weight, levit.stem.conv1.linear.weight)
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_any_levit_is_read_off_its_file(seed):
+    random = Random(seed)
+    stages, key_dim = random.choice([2, 3, 4]), random.choice([4, 8, 16, 32])
+    sizes = dict(
+        embed_dim=[random.choice([16, 20, 48, 51, 96]) + key_dim * random.randint(0, 3) for _ in range(stages)],
+        key_dim=key_dim, depth=[random.randint(1, 4) for _ in range(stages)],
+        num_heads=[random.randint(1, 6) for _ in range(stages)],
+        attn_ratio=[random.choice([1, 1.3, 2, 2.5, 4]) for _ in range(stages)],
+        mlp_ratio=[random.choice([1, 1.5, 2, 2.7, 4]) for _ in range(stages)])
+    kind = random.choice([Levit, LevitDistilled])
+    model = kind(num_classes=5, img_size=random.choice([128, 224, 256]), device='meta', **sizes)
+    tensors = original_layouts.levit(model.state_dict(), sizes['depth'])
+    network = identify(tensors)
+    again = network.build(device='meta')
+    assert type(again) is kind and network.num_classes == 5
+    assert {name: network.model_args[name] for name in ('embed_dim', 'key_dim', 'depth', 'num_heads')} == {
+        name: sizes[name] for name in ('embed_dim', 'key_dim', 'depth', 'num_heads')}
+    for here, there in zip(again.modules(), model.modules(), strict=True):  # what no tensor has the shape of
+        for name in ('stride', 'resolution', 'scale', 'key_dim', 'num_heads', 'key_attn_dim', 'val_attn_dim'):
+            assert getattr(here, name, None) == getattr(there, name, None)
+    converted = convert_published(tensors, network)
+    assert {key: tensor.shape for key, tensor in converted.items()} == {
+        key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
 def test_another_image_size_and_a_second_head_are_read_off_the_file():

@@ -27,8 +27,8 @@ from timm_miil.catalog._timm_cfg import can_register, timm_cfg
 
 __all__ = [
     'HEADS', 'METRICS', 'PROBLEM_TYPES', 'CatalogError', 'DataSet', 'LabelSet', 'Metric', 'Paper', 'TimmFacts',
-    'Unsettled', 'Weights', 'data_set', 'data_sets', 'families', 'find', 'label_set', 'label_sets', 'paper', 'papers',
-    'pretrained_cfgs', 'weight', 'weights', 'weights_of',
+    'Unsettled', 'Weights', 'data_set', 'data_sets', 'families', 'find', 'label_set', 'label_sets', 'named_by_authors',
+    'paper', 'papers', 'pretrained_cfgs', 'weight', 'weights', 'weights_of',
 ]
 
 _ROOT = Path(__file__).parent.parent
@@ -124,9 +124,29 @@ def weight(name: str) -> Weights:
     """The weights with this 'architecture.tag'.
 
     Raises:
-        CatalogError: If there are none; the message names the nearest.
+        CatalogError: If there are none; the message names the nearest, and the architecture that the authors call so.
     """
+    called = named_by_authors(name)
+    if name not in weights() and called:
+        names = [entry.name for entry in weights().values() if entry.architecture in called]
+        raise CatalogError(
+            f"unknown weights {name!r}; that is the authors' name of {' and '.join(called)}, whose weights are "
+            f'{", ".join(names)}.')
     return _lookup(weights(), name, 'weights')
+
+
+def named_by_authors(name: str) -> tuple[str, ...]:
+    """The architectures that the authors of their weights call by this name, where it is not the architecture's own.
+
+    Raises:
+        CatalogError: If a data file is wrong.
+
+    Example:
+        >>> named_by_authors('ofa_flops_595m_s')
+        ('miil_ofa_595m',)
+    """
+    return tuple(dict.fromkeys(
+        entry.architecture for entry in weights().values() if entry.source_architecture == name))
 
 
 def find(pattern: str) -> tuple[Weights, ...]:

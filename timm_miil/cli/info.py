@@ -30,12 +30,15 @@ def run(ns: argparse.Namespace) -> int:
     entries, ours = catalog.weights(), our_architectures()
     entry = entries.get(ns.name)
     family = [entry] if entry else [other for other in entries.values() if other.architecture == ns.name]
-    if not family and ns.name not in ours and is_model(ns.name):
+    called = catalog.named_by_authors(ns.name)
+    if not family and ns.name not in ours and is_model(ns.name) and not ours.keys() & set(called):
         raise CatalogError(
             f"{ns.name!r} is timm's own, and nothing of ours belongs to it; timm.create_model({ns.name!r}) builds it.")
     if not family and ns.name not in ours:
         known = {*ours, *entries, *(other.architecture for other in entries.values())}
-        raise CatalogError(f'unknown name {ns.name!r}; {nearest(ns.name, known)}')
+        theirs = ' and '.join(map(repr, called))
+        hint = f"that is the authors' name of {theirs}." if called else nearest(ns.name, known)
+        raise CatalogError(f'unknown name {ns.name!r}; {hint}')
 
     papers = [catalog.paper(id) for id in dict.fromkeys(other.paper for other in family)]
     _print_facts(_weights_facts(entry) if entry else _architecture_facts(ns.name, ours.get(ns.name), family))

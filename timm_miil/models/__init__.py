@@ -1,7 +1,7 @@
 """Networks; importing this registers them with timm."""
 from timm_miil.models import (
     miil_levit, miil_mobilenet, miil_resnet_cifar, miil_tresnet, mldecoder, mldecoder_zero_shot, multilabel_classifier)
-from timm_miil.models._tags import register_tags
+from timm_miil.models._tags import register_authors_names, register_tags
 from timm_miil.models.loading import load_model
 from timm_miil.models.mldecoder import MLDecoderClassifier
 from timm_miil.models.mldecoder_zero_shot import ZeroShotClassifier
@@ -13,3 +13,4 @@ __all__ = [
 ]
 
 register_tags()
+register_authors_names()

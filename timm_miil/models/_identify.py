@@ -77,6 +77,7 @@ def _words(tensors: Iterable[str]) -> str:
 # ---- TResNet, with any of its heads
 
 TRESNETS: dict[tuple[bool, tuple[int, ...], int], str] = {  # v2, blocks of the stages, width of the stem
+    (False, (3, 4, 6, 3), 64): 'miil_tresnet_s',
     (False, (3, 4, 11, 3), 64): 'tresnet_m',
     (False, (4, 5, 18, 3), 76): 'tresnet_l',
     (False, (4, 5, 24, 3), 83): 'tresnet_xl',
@@ -85,6 +86,7 @@ TRESNETS: dict[tuple[bool, tuple[int, ...], int], str] = {  # v2, blocks of the 
 }
 SLOPE_1E6 = 'miil_tresnet_v2_l_slope1e6'
 TRESNET_ARGS = {  # to build one from the entry point of another
+    'miil_tresnet_s': dict(layers=[3, 4, 6, 3], width_factor=1.0),
     'tresnet_xl': dict(layers=[4, 5, 24, 3], width_factor=1.3),
     'tresnet_v2_l': dict(layers=[3, 4, 23, 3], width_factor=1.0, v2=True),
     'miil_tresnet_v2_xl': dict(layers=[3, 8, 34, 5], width_factor=1.0, v2=True),

@@ -1,13 +1,27 @@
 """The catalogue's weights in timm's registry: also those of timm's own architectures, which timm lacks."""
 import dataclasses
 
-from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, is_model
+from timm.models import (
+    PretrainedCfg, get_arch_pretrained_cfgs, is_model, model_entrypoint, register_model_deprecations)
 
 from timm_miil import catalog
 from timm_miil._timm import add_pretrained_cfg
 from timm_miil.models._pretrained_file import PublishedCfg, PublishedFile, is_ours
 
-__all__ = ['register_tags']
+__all__ = ['register_authors_names', 'register_tags']
+
+# Networks that only their authors have, under names that nothing else has; timm builds them by these too.
+AUTHORS_NAMES = {'ofa_flops_595m_s': 'miil_ofa_595m', 'levit_768': 'miil_levit_768'}
+
+
+def register_authors_names() -> None:
+    """Let timm build a network of ours by the name in its paper's repository, with timm's warning that names ours.
+
+    A name that timm has itself stays timm's.
+    """
+    for name, architecture in AUTHORS_NAMES.items():
+        if not is_model(name):
+            register_model_deprecations(model_entrypoint(architecture).__module__, {name: architecture})
 
 
 def register_tags() -> None:

@@ -134,6 +134,9 @@ def _hint(name: str, known: list[str] | None = None) -> str:
         return (
             f'the catalogue has them, but not all that a network needs to know: `timm-miil convert {name} -o DIR` '
             f'makes a folder of them, which this function loads.')
+    called = catalog.named_by_authors(name.partition('.')[0])
+    if called and not known:
+        return f"that is the authors' name of {' and '.join(called)}."
     return nearest(name, known or list_models())
 
 

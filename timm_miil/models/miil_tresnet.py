@@ -268,10 +268,18 @@ def _without_weights(architecture: str) -> PretrainedCfg:
 default_cfgs = generate_default_cfgs({
     **catalog.pretrained_cfgs('tresnet'),
     **catalog.pretrained_cfgs('sdl'),
+    'miil_tresnet_s': _without_weights('tresnet_m'),
     'miil_tresnet_v2_xl': _without_weights('tresnet_v2_l'),
     'miil_tresnet_m_bottleneck': _without_weights('tresnet_m'),
     'miil_tresnet_l_bottleneck': _without_weights('tresnet_l'),
 })
+
+
+@register_model
+def miil_tresnet_s(pretrained: bool = False, **kwargs: Any) -> TResNet:
+    """TResNet-S of ML-Decoder's repository, arXiv:2003.13630."""
+    model_args = dict(layers=[3, 4, 6, 3])
+    return _create(TResNet, 'miil_tresnet_s', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
