@@ -18,7 +18,7 @@ from timm_miil.train._host import Host
 from timm_miil.train._interrupt import Stopped, StopRequest
 from timm_miil.train._loaders import Batch
 from timm_miil.train._output import RunFolder
-from timm_miil.train._scoring import Scorer, measured
+from timm_miil.train._scoring import Scored, Scorer
 from timm_miil.train._state import get_random_state, seed_process, set_random_state
 from timm_miil.train.build import (
     build_loss, build_mixup, build_model, build_optimizer, build_scheduler, build_task, build_train_loader,
@@ -27,6 +27,7 @@ from timm_miil.train.evaluate import METRIC_OF_TASK
 from timm_miil.train.recipe import Recipe
 from timm_miil.train.results import EpochRecord, StepRecord, TrainResult
 from timm_miil.train.splits import Splits
+from timm_miil.train.teaching import build_hierarchy, build_teacher
 
 __all__ = ['Reports', 'Run']
 
@@ -84,16 +85,18 @@ class Run:
         self.stop = StopRequest()
         device, labels = host.device, splits.label_names
         self.mixup, counts = build_mixup(recipe, len(labels)), splits.train.label_counts()
+        hierarchy = build_hierarchy(recipe, splits.tree)
         criterion = build_loss(
-            recipe.loss, recipe.task, prior=prior, is_mixed=self.mixup is not None,
+            recipe.loss, recipe.task, prior=prior, is_mixed=self.mixup is not None, hierarchy=hierarchy,
             class_counts=None if counts is None else counts[0])
         check_unknown(criterion, splits.train)
         self.model = host.place(build_model(recipe, labels))
         self.loader = build_train_loader(recipe, splits.train, self.model, share=host.share, device=device)
-        self.scorer = Scorer(recipe, host, self.stop, self.model)
+        self.scorer = Scorer(recipe, host, self.stop, self.model, hierarchy)
         self.val_loader = self.scorer.loader(splits.val)
         self.criterion = criterion
-        self.task = build_task(recipe, self.model, device, criterion=criterion)
+        teacher = build_teacher(recipe, labels, self.model, device)
+        self.task = build_task(recipe, self.model, device, criterion=criterion, teacher=teacher)
         host.wrap(self.task)
         optimizer = build_optimizer(recipe, self.model)
         self.schedule = build_scheduler(recipe, optimizer, len(self.loader))
@@ -108,9 +111,7 @@ class Run:
         self.records: list[EpochRecord] = []
         self.best_epoch, self.best_score, self.best_name = 0, -math.inf, ''
         self.best_weights: dict[str, Tensor] = {}
-        self.has_logits = False  # of the best epoch, those of an earlier process are gone
-        self.best_logits: Tensor | None = None
-        self.val_targets: Tensor | None = None
+        self.best_scored: Scored | None = None  # where it was scored by an earlier process it is gone
         self.random: Mapping[str, Any] | None = None  # to be put back in the middle of an epoch
         if state is not None:
             self._restore(state)
@@ -139,13 +140,12 @@ class Run:
         """
         with self.stop.heard() if self.folder is not None else nullcontext():
             model = self._best_model()
-            if not self.has_logits:
-                self.best_logits, self.val_targets = self._score(model, self.val_loader)
+            scored = self.best_scored or self._score(model, self.val_loader)
             model.to(memory_format=torch.contiguous_format)
             test, unseen = self._test(model)
         result = TrainResult(
             model, self.splits.label_names, tuple(self.records), self.best_epoch, test, unseen, self.recipe,
-            self.splits, self.best_logits, self.val_targets, self.host.is_main)
+            self.splits, scored.logits, scored.targets, self.host.is_main)
         if self.folder is not None:
             folder = self.folder
             self.host.on_main(lambda: folder.write_summary(result))
@@ -241,12 +241,12 @@ class Run:
         if self.observer is None:
             random = get_random_state(self.host.device)
             try:
-                logits, targets = self.scorer.score(kept, self.val_loader)
+                scored = self.scorer.score(kept, self.val_loader)
             except Stopped:
                 self._save(random)
                 raise self._interrupted() from None
-            metrics = self.host.on_main(lambda: measured(logits, targets, self.recipe.task))
-            self._keep_if_best(epoch, metrics[METRIC_OF_TASK[self.recipe.task]], kept, logits, targets)
+            metrics = self.scorer.figures(scored)
+            self._keep_if_best(epoch, metrics[METRIC_OF_TASK[self.recipe.task]], kept, scored)
         record = EpochRecord(
             epoch, self.lr, self.loss_sum / steps, metrics, self.seconds,
             steps * self.recipe.batch_size / max(self.seconds, 1e-9))
@@ -267,19 +267,17 @@ class Run:
 
     # ---- measuring
 
-    def _score(self, model: nn.Module, loader: Any) -> tuple[Tensor | None, Tensor | None]:
-        """Logits and targets of all processes' pictures, on the main one, when all steps are saved."""
+    def _score(self, model: nn.Module, loader: Any) -> Scored:
+        """What is said of all processes' pictures, when all steps are saved."""
         try:
             return self.scorer.score(model, loader)
         except Stopped:
             raise self._interrupted() from None
 
-    def _keep_if_best(
-            self, epoch: int, score: float, model: nn.Module, logits: Tensor | None, targets: Tensor | None) -> None:
-        self.val_targets = targets
+    def _keep_if_best(self, epoch: int, score: float, model: nn.Module, scored: Scored) -> None:
         if self.best_epoch and score <= self.best_score:  # where there is no score, being nan, the last epoch is kept
             return
-        self.best_epoch, self.best_score, self.best_logits, self.has_logits = epoch, score, logits, True
+        self.best_epoch, self.best_score, self.best_scored = epoch, score, scored
         weights = self.host.get_weights(model)
         if self.folder is not None:
             folder = self.folder
@@ -308,8 +306,7 @@ class Run:
 
         def figures(labels: Sequence[str]) -> dict[str, float]:
             own = source if tuple(labels) == source.label_names else source.with_labels(labels)  # type: ignore
-            logits, targets = self._score(model, self.scorer.loader(own))
-            return self.host.on_main(lambda: measured(logits, targets, self.recipe.task))
+            return self.scorer.figures(self._score(model, self.scorer.loader(own)))
 
         seen = figures(self.splits.label_names)
         if self.recipe.task != 'zero_shot' or not self.recipe.unseen_labels:

@@ -1,5 +1,6 @@
-"""The scores that a network gives the pictures of all processes."""
+"""What a network says of the pictures of all processes, and how good that is."""
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,14 +8,34 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from timm_miil.data import ImageStream, LabelledImages
+from timm_miil.losses import SemanticHierarchy
 from timm_miil.train._host import Host
 from timm_miil.train._interrupt import StopRequest
 from timm_miil.train._loaders import Share, WorkerLoader
+from timm_miil.train._tally import Tally
 from timm_miil.train.build import build_eval_loader
 from timm_miil.train.evaluate import measure, score_batches
 from timm_miil.train.recipe import Recipe
 
-__all__ = ['Scorer', 'measured']
+__all__ = ['Scored', 'Scorer']
+
+# Of a table of pictures and classes in the main process. ImageNet's 50,000 pictures stay below; ImageNet-21K's
+# validation would be 25 GB.
+MOST_SCORES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of the pictures of all processes: on the main one logits and targets, or, on all, their counts.
+
+    Args:
+        logits: Float32 in host memory, shape (N, C).
+        targets: Int8 in host memory, shape (N, C).
+        totals: Of `Tally`; None where there are logits.
+    """
+    logits: Tensor | None = None
+    targets: Tensor | None = None
+    totals: Tensor | None = None
 
 
 class Scorer:
@@ -25,10 +46,14 @@ class Scorer:
         host: The place where it runs.
         stop: Hears the signals.
         model: The network, for the size of its input.
+        hierarchy: The tree over the labels, for the task that has one.
     """
 
-    def __init__(self, recipe: Recipe, host: Host, stop: StopRequest, model: nn.Module) -> None:
-        self.recipe, self.host, self.stop, self.model = recipe, host, stop, model
+    def __init__(
+            self, recipe: Recipe, host: Host, stop: StopRequest, model: nn.Module,
+            hierarchy: SemanticHierarchy | None = None,
+    ) -> None:
+        self.recipe, self.host, self.stop, self.model, self.hierarchy = recipe, host, stop, model, hierarchy
 
     def loader(self, source: LabelledImages | ImageStream) -> WorkerLoader:
         """This process's share of the pictures."""
@@ -38,20 +63,54 @@ class Scorer:
             source, self.model, batch_size=batch_size, workers=self.recipe.workers, share=share,
             device=self.host.device)
 
-    def score(self, model: nn.Module, loader: Any) -> tuple[Tensor | None, Tensor | None]:
-        """Logits and targets of all processes' pictures, on the main one.
+    def score(self, model: nn.Module, loader: Any) -> Scored:
+        """Logits and targets of all processes' pictures, or their counts where a table of them would be too large.
 
         Raises:
             Stopped: In all processes, after a signal to any.
         """
-        num_classes = len(loader.dataset.source.label_names)
+        batches = self.stop.watch(self._batches(model, loader), self.host)
+        source = loader.dataset.source
+        num_classes = len(source.label_names)
+        num_images = source.num_images if isinstance(source, ImageStream) else len(source)
+        if self.recipe.is_exclusive and num_images * num_classes > MOST_SCORES:
+            tally = Tally(self.hierarchy)
+            for scores, labels in batches:
+                tally.update(scores, labels)
+            dtype = torch.float32 if self.host.device.type == 'mps' else torch.float64
+            return Scored(totals=self.host.total(tally.totals().to(self.host.device, dtype)).cpu())
         logits, targets = [torch.empty(0, num_classes)], [torch.empty(0, num_classes, dtype=torch.int8)]
-        batches = _EvenBatches(loader, self.host, self.model) if self.host.is_sharded else loader
-        for scores, labels in self.stop.watch(score_batches(model, batches, autocast=self.host.autocast), self.host):
+        for scores, labels in batches:
             logits.append(scores.cpu())
             targets.append(labels)
-        own = slice(batches.num_rows if isinstance(batches, _EvenBatches) else None)
-        return self.host.gather(torch.cat(logits)[own]), self.host.gather(torch.cat(targets)[own])
+        return Scored(self.host.gather(torch.cat(logits)), self.host.gather(torch.cat(targets)))
+
+    def figures(self, scored: Scored) -> dict[str, float]:
+        """What `measure` finds, in all processes.
+
+        Raises:
+            ValueError: If there are no pictures.
+        """
+        return self.host.on_main(lambda: self._measure(scored))
+
+    def _measure(self, scored: Scored) -> dict[str, float]:
+        logits, targets, totals = scored.logits, scored.targets, scored.totals
+        if totals is not None and totals[0]:
+            return Tally.figures(totals)
+        if logits is None or targets is None or not len(logits):
+            raise ValueError(
+                'there are no pictures to measure the network on; give the split pictures, or another split.')
+        return measure(logits, targets, self.recipe.task, hierarchy=self.hierarchy)
+
+    def _batches(self, model: nn.Module, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and targets of this process's own pictures."""
+        if not self.host.is_sharded:
+            yield from score_batches(model, loader, autocast=self.host.autocast)
+            return
+        batches, seen = _EvenBatches(loader, self.host, self.model), 0
+        for scores, labels in score_batches(model, batches, autocast=self.host.autocast):
+            own, seen = batches.num_rows - seen, batches.num_rows
+            yield scores[:own], labels[:own]
 
 
 class _EvenBatches:
@@ -77,14 +136,3 @@ class _EvenBatches:
                 return
             self.num_rows += 0 if batch is None else len(batch[1])
             yield self.filler if batch is None else batch
-
-
-def measured(logits: Tensor | None, targets: Tensor | None, task: str) -> dict[str, float]:
-    """`measure`, on the main process.
-
-    Raises:
-        ValueError: If there are no pictures.
-    """
-    if logits is None or targets is None or not len(logits):
-        raise ValueError('there are no pictures to measure the network on; give the split pictures, or another split.')
-    return measure(logits, targets, task)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from timm_miil.data import ImageStream, LabelledImages, MultiLabelRecords, mix_seed, seeded
+from timm_miil.data import ClassTree, ImageStream, LabelledImages, MultiLabelRecords, mix_seed, seeded
 from timm_miil.train.recipe import Recipe
 from timm_miil.train.splits import Splits
 
@@ -22,7 +22,7 @@ __all__ = [
 FREE = frozenset({
     'checkpoint_steps', 'data', 'grad_accum_steps', 'keep_checkpoints', 'paper', 'scenes', 'stop_epoch',
     'summary', 'torchcompile', 'workers'})
-
+FREE_OF_TABLES = frozenset({'teacher.cache', 'teacher.cache_gb', 'teacher.torchcompile'})
 
 # In how many parts a stream is read, which decides its order; a run may go on with another number.
 READERS = 'readers'
@@ -86,9 +86,12 @@ def fingerprint(recipe: Recipe, splits: Splits, num_processes: int) -> dict[str,
         field.name: value for field in dataclasses.fields(recipe) if field.name not in FREE
         for value in [getattr(recipe, field.name)]}
     pictures = {f'pictures of {split}': _describe(getattr(splits, split)) for split in ('train', 'val', 'test')}
+    if recipe.task == 'semantic' and isinstance(splits.tree, ClassTree):
+        pictures['tree'] = hashlib.sha256(json.dumps(splits.tree.parents).encode()).hexdigest()[:8]
     if isinstance(splits.train, ImageStream):
         pictures[READERS] = str(num_processes * max(recipe.workers, 1))
-    return _flat(settings) | pictures
+    flat = {key: value for key, value in _flat(settings).items() if key not in FREE_OF_TABLES}
+    return flat | pictures
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -104,7 +107,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
     for name, value in settings.items():
         if dataclasses.is_dataclass(value):
             inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            flat |= _flat(inner, f'{prefix}{name}.')
+            flat |= _flat(inner, f'{prefix}{name}.') | {prefix + name: 'given'}  # or not: null
         else:
             flat[prefix + name] = json.dumps(value, sort_keys=True, default=_plain)
     return flat

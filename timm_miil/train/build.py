@@ -18,11 +18,15 @@ from torch.optim.lr_scheduler import OneCycleLR
 from timm_miil._checks import cut, nearest
 from timm_miil.data import ImageStream, LabelledImages, MultiLabelDataset
 from timm_miil.data.transforms import create_paper_transform
-from timm_miil.losses import ASL_PRESETS, AsymmetricLossSingleLabel, create_loss
-from timm_miil.tasks import MultiLabelTask, SingleLabelTask, ZeroShotTask
+from timm_miil.losses import (
+    ASL_PRESETS, AsymmetricLossSingleLabel, SemanticHierarchy, SemanticSoftmaxLoss, create_loss)
+from timm_miil.tasks import (
+    MultiLabelDistillationTask, MultiLabelTask, SemanticPretrainTask, SingleLabelTask, SupervisedDistillationTask,
+    Teacher, ZeroShotTask)
 from timm_miil.train._loaders import EpochLoader, Share, StreamLoader, StreamPictures, TrainLoader, WorkerLoader
 from timm_miil.train.recipe import LossSettings, Recipe
 from timm_miil.train.splits import with_labels
+from timm_miil.train.teaching import HIERARCHY_ARGS
 
 __all__ = [
     'EpochLoader', 'Schedule', 'build_eval_loader', 'build_loss', 'build_mixup', 'build_model', 'build_optimizer',
@@ -35,6 +39,7 @@ MULTI_LABEL_LOSSES = frozenset({
 # Losses of one label a picture that take distributions, as Mixup makes them.
 SOFT_LOSSES = frozenset({'bce', 'cross_entropy'})
 SINGLE_LABEL_LOSSES = SOFT_LOSSES | {'asymmetric_single_label'}
+SEMANTIC_LOSSES = frozenset({'semantic_softmax'})
 # Where nothing is mixed these get indices: they smooth those, and no distributions.
 INDEX_LOSSES = (AsymmetricLossSingleLabel, BinaryCrossEntropy, LabelSmoothingCrossEntropy)
 # What the network's own configuration becomes where pictures are resized to its input whatever their shape is.
@@ -74,6 +79,8 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
     overlay |= args.get('pretrained_cfg_overlay', {})
     if recipe.augment.image_size:
         overlay |= {**AS_TRAINED, 'input_size': (3, recipe.augment.image_size, recipe.augment.image_size)}
+    if recipe.augment.crop_pct:
+        overlay |= {'crop_pct': recipe.augment.crop_pct, 'test_crop_pct': None}
     if overlay:
         args['pretrained_cfg_overlay'] = overlay
     try:
@@ -90,7 +97,7 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
 
 def build_loss(
         settings: LossSettings, task: str, *, class_counts: Tensor | None = None, prior: Tensor | None = None,
-        is_mixed: bool = False) -> nn.Module:
+        is_mixed: bool = False, hierarchy: SemanticHierarchy | None = None) -> nn.Module:
     """The loss of a recipe.
 
     Args:
@@ -99,16 +106,20 @@ def build_loss(
         class_counts: Training pictures that show each label, shape (C,), for the loss that weighs by them.
         prior: Estimated frequency of each label, shape (C,), for the loss that selects by it.
         is_mixed: Whether pictures and targets are mixed by Mixup.
+        hierarchy: The tree over the labels, for the task 'semantic'.
 
     Raises:
         TypeError: If an argument is unknown.
         ValueError: If the loss does not suit the task, or an argument is out of range.
     """
     name, args = settings.name, dict(settings.args)
-    known = SINGLE_LABEL_LOSSES if task == 'single_label' else MULTI_LABEL_LOSSES
+    known = {'single_label': SINGLE_LABEL_LOSSES, 'semantic': SEMANTIC_LOSSES}.get(task, MULTI_LABEL_LOSSES)
     if name not in known:
         raise ValueError(f'loss.name must be a loss of logits and targets for task {task!r}, got {name!r}; '
                          f'{nearest(name, known)}')
+    if task == 'semantic':
+        return create_loss(name, hierarchy=hierarchy, **{
+            key: value for key, value in args.items() if key not in HIERARCHY_ARGS})
     if task == 'single_label':
         if is_mixed and name not in SOFT_LOSSES:
             raise ValueError(
@@ -140,19 +151,38 @@ def check_unknown(criterion: nn.Module, source: LabelledImages | ImageStream) ->
 
 def build_task(
         recipe: Recipe, model: nn.Module, device: torch.device, *, criterion: nn.Module | None = None,
+        teacher: Teacher | None = None,
 ) -> ClassificationTask:
-    """The model with its loss; with averaged weights if the recipe asks for them.
+    """The model with its loss and its teacher; with averaged weights if the recipe asks for them.
 
     Args:
         recipe: All settings.
         model: The network, on its device.
         device: That device.
         criterion: The loss; None makes the recipe's by `build_loss`.
+        teacher: Who it learns from besides, as `timm_miil.train.teaching.build_teacher` makes it; None for nobody.
     """
     criterion = criterion or build_loss(recipe.loss, recipe.task)
-    if recipe.task == 'single_label':
-        is_soft = bool(_mixup_settings(recipe)) or not isinstance(criterion, INDEX_LOSSES)
-        task: ClassificationTask = SingleLabelTask(model, criterion, soft_targets=is_soft, device=device)
+    is_soft = bool(_mixup_settings(recipe)) or not isinstance(criterion, INDEX_LOSSES)
+    task: ClassificationTask
+    if teacher is not None and recipe.teacher is not None:
+        weights = {
+            'task_loss_weight': recipe.teacher.task_loss_weight,
+            'distill_loss_weight': recipe.teacher.distill_loss_weight}
+        if recipe.task == 'semantic':
+            task = SemanticPretrainTask(
+                model, cast(SemanticSoftmaxLoss, criterion), teacher=teacher, device=device, **weights)
+        elif recipe.task == 'single_label':
+            task = SupervisedDistillationTask(
+                model, teacher, criterion, temperature=recipe.teacher.temperature, soft_targets=is_soft, device=device,
+                **weights)
+        else:
+            task = MultiLabelDistillationTask(
+                model, teacher, criterion, temperature=recipe.teacher.temperature, device=device, **weights)
+    elif recipe.task == 'semantic':
+        task = SemanticPretrainTask(model, cast(SemanticSoftmaxLoss, criterion), device=device)
+    elif recipe.task == 'single_label':
+        task = SingleLabelTask(model, criterion, soft_targets=is_soft, device=device)
     else:
         task = (ZeroShotTask if recipe.task == 'zero_shot' else MultiLabelTask)(model, criterion, device=device)
     if recipe.ema_decay:

@@ -24,7 +24,7 @@ __all__ = ['estimate_prior', 'prior_recipe']
 
 
 def prior_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of the temporary network: the main one with another loss and fewer epochs.
+    """The recipe of the temporary network: the main one with another loss, fewer epochs and no teacher.
 
     Raises:
         RecipeError: If the recipe has no table `prior`.
@@ -32,7 +32,8 @@ def prior_recipe(recipe: Recipe) -> Recipe:
     if recipe.prior is None:
         raise RecipeError('the recipe has no table prior, which says how to train a temporary network.')
     return dataclasses.replace(
-        recipe, epochs=recipe.prior.epochs, stop_epoch=0, loss=recipe.prior.loss, prior=None, paper=None)
+        recipe, epochs=recipe.prior.epochs, stop_epoch=0, loss=recipe.prior.loss, prior=None, teacher=None,
+        paper=None)
 
 
 def estimate_prior(

@@ -116,6 +116,11 @@ class Recipe:
                 f"prior is for the loss 'class_aware_selective', got {self.loss.name!r}; leave the prior out.")
         if self.teacher is not None and self.task == 'zero_shot':
             raise ValueError("teacher must be left out of task 'zero_shot', whose classes no teacher has.")
+        if self.teacher is not None and self.task == 'semantic' and (
+                self.teacher.temperature != 1 or self.teacher.cache):
+            raise ValueError(
+                "teacher.temperature must be 1 and teacher.cache empty with task 'semantic', whose distance has no "
+                'temperature and asks for all classes.')
         if self.data.ancestors and self.is_exclusive:
             raise ValueError(
                 f"data.ancestors gives pictures several labels, which task {self.task!r} does not take; set task = "

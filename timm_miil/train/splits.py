@@ -1,5 +1,6 @@
 """Which pictures are learnt from, which choose the best epoch, and which test it."""
 import copy
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from timm_miil._checks import nearest
 from timm_miil.data import (
-    ImageStream, LabelledImages, MultiLabelRecords, SparseTargets, find_format, fixed_per_class, has_split, mix_seed,
-    open_split, random_per_sample)
+    TREE_FILE, ClassTree, ImageStream, LabelledImages, MultiLabelRecords, SparseTargets, find_format, fixed_per_class,
+    has_split, mix_seed, open_split, random_per_sample, read_class_tree, with_ancestors)
 from timm_miil.data.records import UnreadPicture, reading
 from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
 
@@ -22,17 +23,26 @@ __all__ = ['Splits', 'forget_labels', 'hold_out', 'prepare_splits', 'read_splits
 
 _logger = logging.getLogger(__name__)
 
-VAL_DRAW = 1  # so that the draw is not that of an epoch
+VAL_DRAW, MAX_VAL_DRAW = 1, 2  # so that a draw is not that of an epoch
 
 _Images = TypeVar('_Images', bound=LabelledImages)
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Pictures to learn from, to choose the best epoch by, and to test once, if there are such."""
+    """Pictures to learn from, to choose the best epoch by, and to test once, if there are such.
+
+    Args:
+        train: To learn from.
+        val: To choose the best epoch by.
+        test: To test once.
+        tree: The tree over the labels, or the file of it, which is read where a task asks for it; its classes are
+            matched to the labels by name.
+    """
     train: LabelledImages | ImageStream
     val: LabelledImages | ImageStream
     test: LabelledImages | ImageStream | None = None
+    tree: ClassTree | Path | None = None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -49,9 +59,10 @@ def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *
         seed: Decides which pictures validate, where that is drawn.
 
     Raises:
+        CheckpointError: If the tree is asked for and its file is none.
         FileNotFoundError: If the folder, a split or a file is missing.
-        ValueError: If a file is wrong, a split has labels that the training pictures lack, or a stream would have to be
-            parted.
+        ValueError: If a file is wrong, a split has labels that the training pictures lack, a label is not in the tree,
+            or a stream would have to be parted.
     """
     options = {name: value for name, value in settings.args.items() if name != 'ignore_unknown_labels'}
     form = find_format(data_dir, **options) if settings.format == 'auto' else settings.format
@@ -75,7 +86,11 @@ def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *
         train, others['val'] = _part(_readable(train, f'data.val = {settings.val!r} is no split, and'), settings, seed)
     for name, source in others.items():
         _log_shared(train, source, name)
-    return Splits(train, others['val'], others.get('test'))
+    if settings.max_val:
+        others['val'] = _drawn(others['val'], settings.max_val, seed)
+    path = Path(settings.tree) if settings.tree else Path(data_dir) / TREE_FILE
+    splits = Splits(train, others['val'], others.get('test'), path if settings.tree or path.is_file() else None)
+    return _with_ancestors(splits) if settings.ancestors else splits
 
 
 def hold_out(splits: Splits, unseen_labels: Sequence[str]) -> Splits:
@@ -109,7 +124,7 @@ def hold_out(splits: Splits, unseen_labels: Sequence[str]) -> Splits:
             raise ValueError(
                 f'unseen_labels must leave pictures and labels, got {len(unseen_labels)} of {len(images.label_names)} '
                 f'labels, which leave {len(rows)} pictures in {split}; hold out fewer labels.')
-    return Splits(**kept, test=splits.test)
+    return dataclasses.replace(splits, **kept)
 
 
 def forget_labels(images: _Images, settings: PartialSettings, *, seed: int) -> _Images:
@@ -139,6 +154,7 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
     """The pictures of a run: read if need be, without the labels that the recipe holds out or forgets.
 
     Raises:
+        CheckpointError: If the tree's file is none.
         FileNotFoundError: If a folder, a split or a file is missing.
         ValueError: If the data are wrong or do not suit the recipe.
     """
@@ -153,13 +169,16 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
         train = forget_labels(_readable(splits.train, 'partial is given, and'), recipe.partial, seed=recipe.seed)
         if not bool((train.targets != -1).any()):
             raise ValueError('partial must leave labels that are known, got none of them; let it forget fewer.')
-        splits = Splits(train, splits.val, splits.test)
-    if recipe.task != 'single_label' and not _has_ranking(splits.val):
+        splits = dataclasses.replace(splits, train=train)
+    if not recipe.is_exclusive and not _has_ranking(splits.val):
         _logger.warning(
             'no label is known to be present in some of the pictures to validate and absent in others: there is no '
             'mAP, and the last epoch is kept.')
-    if recipe.task == 'single_label':
-        splits = Splits(*(_single(getattr(splits, split), split) for split in ('train', 'val', 'test')))
+    if recipe.is_exclusive:
+        kept = {split: _single(getattr(splits, split), split, recipe.task) for split in ('train', 'val', 'test')}
+        splits = dataclasses.replace(splits, **kept)
+    if recipe.task == 'semantic':
+        splits = dataclasses.replace(splits, tree=_read_tree(splits, "task 'semantic'"))
     return splits
 
 
@@ -192,6 +211,31 @@ def _part(images: LabelledImages, settings: DataSettings, seed: int) -> tuple[La
     return images.select(order[count:].sort().values), images.select(order[:count].sort().values)
 
 
+def _drawn(source: LabelledImages | ImageStream, count: int, seed: int) -> LabelledImages:
+    """So many of the pictures, in the order they had."""
+    images = _readable(source, 'data.max_val is given, and')
+    if len(images) <= count:
+        return images
+    generator = torch.Generator().manual_seed(mix_seed(seed, MAX_VAL_DRAW, len(images)))
+    return images.select(torch.randperm(len(images), generator=generator)[:count].sort().values)
+
+
+def _with_ancestors(splits: Splits) -> Splits:
+    tree = _read_tree(splits, 'data.ancestors')
+    parts = (part and with_ancestors(part, tree) for part in (splits.train, splits.val, splits.test))
+    return Splits(*parts, tree=tree)  # type: ignore[arg-type]
+
+
+def _read_tree(splits: Splits, who: str) -> ClassTree:
+    """The tree over the labels, in their order."""
+    if splits.tree is None:
+        raise ValueError(
+            f'{who} needs a tree over the labels: put a file {TREE_FILE} into the data folder, name one by data.tree, '
+            f'or make one by timm_miil.data.ClassTree and write_class_tree.')
+    tree = splits.tree if isinstance(splits.tree, ClassTree) else read_class_tree(splits.tree)
+    return tree.ordered_as(splits.label_names)
+
+
 def _readable(source: LabelledImages | ImageStream, why: str) -> LabelledImages:
     """The source, if its pictures can be read in any order."""
     if isinstance(source, ImageStream):
@@ -204,9 +248,9 @@ def _readable(source: LabelledImages | ImageStream, why: str) -> LabelledImages:
 class _SingleLabelStream(ImageStream):
     """A stream whose pictures show one label each, which is found out as it goes."""
 
-    def __init__(self, source: ImageStream, split: str) -> None:
+    def __init__(self, source: ImageStream, split: str, task: str) -> None:
         super().__init__(source.label_names, source.num_images)
-        self.source, self.split = source, split
+        self.source, self.split, self.task = source, split, task
 
     def label_counts(self) -> tuple[Tensor, Tensor, Tensor] | None:
         return self.source.label_counts()
@@ -223,20 +267,20 @@ class _SingleLabelStream(ImageStream):
                 seed=seed, epoch=epoch, process=process, num_processes=num_processes):
             count = int((targets == 1).sum())
             if count != 1:
-                raise ValueError(_not_single(count, self.split, name))
+                raise ValueError(_not_single(self.task, count, self.split, name))
             yield read, targets, name
 
 
-def _single(source: LabelledImages | ImageStream | None, split: str) -> Any:
+def _single(source: LabelledImages | ImageStream | None, split: str, task: str) -> Any:
     """The source; of a stream, one that raises ValueError when it comes to a picture without exactly one label."""
     if isinstance(source, ImageStream):
-        return _SingleLabelStream(source, split)
+        return _SingleLabelStream(source, split, task)
     if source is not None:
-        _check_single(source, split)
+        _check_single(source, split, task)
     return source
 
 
-def _check_single(source: LabelledImages, split: str) -> None:
+def _check_single(source: LabelledImages, split: str, task: str) -> None:
     labels = source.labels
     shown = int((labels.values == 1).sum())
     rows = torch.from_numpy(labels.starts[1:] - labels.starts[:-1])
@@ -247,12 +291,12 @@ def _check_single(source: LabelledImages, split: str) -> None:
     if len(wrong):
         first = int(wrong[0])
         raise ValueError(
-            _not_single(int(counts[first]), split, source.image_name(first), f', and {len(wrong)} such pictures'))
+            _not_single(task, int(counts[first]), split, source.image_name(first), f', and {len(wrong)} such pictures'))
 
 
-def _not_single(count: int, split: str, name: str, more: str = '') -> str:
+def _not_single(task: str, count: int, split: str, name: str, more: str = '') -> str:
     return (
-        f"task 'single_label' needs exactly one present label a picture, got {count} in {split}, picture {name!r}"
+        f"task {task!r} needs exactly one present label a picture, got {count} in {split}, picture {name!r}"
         f"{more}; take task 'multi_label'.")
 
 
