@@ -192,13 +192,16 @@ def test_labels_that_were_held_out_are_measured_too(data_dir, tmp_path, capsys):
 
 # Values for the keys that do not take 2.
 VALUES = {
-    'augment.args.auto_augment': 'rand-m7', 'augment.hflip': '0.1', 'data.format': 'coco', 'data.labels': 'names.txt',
+    'augment.args.auto_augment': 'rand-m7', 'augment.crop_pct': '0.9', 'augment.hflip': '0.1', 'data.format': 'coco', 'data.labels': 'names.txt',
     'data.train': 'val', 'data.val': 'test', 'ema_decay': '0.1', 'loss.name': 'bce', 'model.args.backbone': 'resnet18',
     'model.name': 'resnet18', 'optimizer.args.momentum': '0.5', 'optimizer.layer_decay': '0.5', 'optimizer.name': 'sgd',
-    'schedule.name': 'step',
+    'schedule.name': 'step', 'teacher.name': 'resnet18',
 }
 # What they need besides.
-BESIDES = {'optimizer.args.momentum': {'optimizer.name': 'sgd'}}
+BESIDES = {
+    'optimizer.args.momentum': {'optimizer.name': 'sgd'},
+    **{f'teacher.{name}': {'teacher.name': 'resnet18'} for name in (
+        'task_loss_weight', 'distill_loss_weight', 'temperature')}}
 
 
 @pytest.mark.parametrize(('flag', 'key'), [(flag, key) for flags, key in VALUE_FLAGS for flag in flags.split()])

@@ -9,26 +9,32 @@ from typing import Any
 
 from tqdm import tqdm
 
-from timm_miil.data import ImageStream, LabelledImages, SceneConfig, make_scenes
+from timm_miil.data import (
+    ImageStream, LabelledImages, SceneConfig, TreeSceneConfig, make_scenes, make_tree_scenes)
 from timm_miil.heads import MLDecoder, ZeroShotMLDecoder
 from timm_miil.hub import CardFacts, CardMetric, render_card
 from timm_miil.train import EpochRecord, Recipe, Splits, StepRecord, TrainResult, train
+from timm_miil.train.evaluate import METRIC_OF_TASK
 
 __all__ = [
-    'DEFAULT_LICENCE', 'METRIC_WORDS', 'SCENES', 'SCENES_LICENCE', 'check_licence', 'counts_line', 'make_pictures',
-    'num_pictures', 'render_run_card', 'train_with_progress',
+    'DEFAULT_LICENCE', 'METRIC_WORDS', 'SCENES', 'SCENES_LICENCE', 'TREE_SCENES', 'check_licence', 'counts_line',
+    'make_pictures', 'num_pictures', 'render_run_card', 'train_with_progress',
 ]
 
-METRIC_WORDS: Mapping[str, str] = MappingProxyType({'map': 'mAP', 'top1': 'top-1'})
+METRIC_WORDS: Mapping[str, str] = MappingProxyType({
+    'map': 'mAP', 'top1': 'top-1', 'semantic_top1': 'semantic top-1'})
 # The word of the Hub for a licence that nobody stated.
 DEFAULT_LICENCE = 'unknown'
 SCENES_LICENCE = 'apache-2.0'
 SCENES = 'Scenes of handwritten digits (timm_miil.data.scenes)'
+TREE_SCENES = 'Tree scenes of handwritten digits (timm_miil.data.tree_scenes)'
 
 _LICENCE = re.compile(r'[a-z0-9][a-z0-9.+-]*')
 # The catalogue's names of figures.
-_CARD_METRICS: Mapping[str, str] = MappingProxyType({'map': 'mAP', 'top1': 'top1'})
-_PAPER_OF_LOSS: Mapping[str, str] = MappingProxyType({'asymmetric': 'asl', 'class_aware_selective': 'csl'})
+_CARD_METRICS: Mapping[str, str] = MappingProxyType({
+    'map': 'mAP', 'top1': 'top1', 'semantic_top1': 'semantic_top1'})
+_PAPER_OF_LOSS: Mapping[str, str] = MappingProxyType({
+    'asymmetric': 'asl', 'class_aware_selective': 'csl', 'semantic_softmax': 'imagenet21k'})
 
 
 def check_licence(licence: str) -> str:
@@ -42,12 +48,14 @@ def check_licence(licence: str) -> str:
     return licence.lower()
 
 
-def make_pictures(directory: Path, config: SceneConfig) -> Path:
-    """`make_scenes` with a progress bar."""
+def make_pictures(directory: Path, config: SceneConfig | TreeSceneConfig) -> Path:
+    """`make_scenes` or `make_tree_scenes` with a progress bar."""
     with tqdm(desc='making pictures', unit='', disable=None, leave=False) as bar:
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
+        if isinstance(config, TreeSceneConfig):
+            return make_tree_scenes(directory, config, on_progress=show)
         return make_scenes(directory, config, on_progress=show)
 
 
@@ -64,7 +72,7 @@ def train_with_progress(recipe: Recipe, data: Path | Splits, *, head: str = '', 
     """
     epochs = recipe.stop_epoch or recipe.epochs
     before = recipe.prior.epochs if recipe.prior else 0  # of a temporary network
-    word = METRIC_WORDS['top1' if recipe.task == 'single_label' else 'map']
+    metric = METRIC_OF_TASK[recipe.task]
     # With a delay, however short, nothing is drawn before the first step: other processes than the main one have none.
     with tqdm(desc='training', unit=' pictures', disable=None, leave=False, delay=math.ulp(0.0)) as bar:
         def say(line: str) -> None:
@@ -85,8 +93,8 @@ def train_with_progress(recipe: Recipe, data: Path | Splits, *, head: str = '', 
             bar.update(record.images)
 
         def show_epoch(record: EpochRecord) -> None:
-            value = record.metrics.get('top1' if recipe.task == 'single_label' else 'map', math.nan)
-            say(f'epoch {record.epoch}/{epochs}: loss {record.train_loss:.3f}, val {word} {value:.2f}, '
+            value = record.metrics.get(metric, math.nan)
+            say(f'epoch {record.epoch}/{epochs}: loss {record.train_loss:.3f}, val {METRIC_WORDS[metric]} {value:.2f}, '
                 f'{record.images_per_second:.0f} pictures/s')
 
         return train(recipe, data, on_step=show_step, on_epoch=show_epoch, **options)
@@ -117,10 +125,12 @@ def render_run_card(
         training: One paragraph: the recipe, and the command that trains it again.
     """
     model: Any = result.model
+    teacher = result.recipe.teacher
+    names = [result.metric, *(['top1'] if result.metric == 'semantic_top1' else [])]
     metrics = [
-        CardMetric(_CARD_METRICS[result.metric], round(figures[result.metric], 2), split)
-        for split, figures in (('test', result.test_metrics), ('val', result.val_metrics))
-        if math.isfinite(figures.get(result.metric, math.nan))]
+        CardMetric(_CARD_METRICS[name], round(figures[name], 2), split)
+        for split, figures in (('test', result.test_metrics), ('val', result.val_metrics)) for name in names
+        if math.isfinite(figures.get(name, math.nan))]
     if math.isfinite(result.unseen_metrics.get('map', math.nan)):
         metrics.append(CardMetric('unseen_mAP', round(result.unseen_metrics['map'], 2), 'test'))
     return render_card(CardFacts(
@@ -135,18 +145,21 @@ def render_run_card(
         dataset_id=dataset_id,
         label_names=result.label_names,
         metrics=metrics,
-        training=training,
+        training=training if teacher is None else f'{training} It learnt from the labels and from the teacher '
+                                                  f'`{teacher.name}`, weighted {teacher.task_loss_weight:g} and '
+                                                  f'{teacher.distill_loss_weight:g}.',
         papers=_papers(result),
         problem_type=(
-            'single_label_classification' if result.recipe.task == 'single_label' else 'multi_label_classification'),
+            'single_label_classification' if result.recipe.is_exclusive else 'multi_label_classification'),
     ))
 
 
 def _papers(result: TrainResult) -> list[str]:
-    """What to cite: the paper of the head, of the loss and of the recipe, each once."""
+    """What to cite: the paper of the head, of the loss, of the teaching and of the recipe, each once."""
     recipe = result.recipe
     head = getattr(result.model, 'head', None)
     found = ['mldecoder'] if isinstance(head, MLDecoder | ZeroShotMLDecoder) else []
     found += [_PAPER_OF_LOSS[recipe.loss.name]] if recipe.loss.name in _PAPER_OF_LOSS else []
+    found += ['usi'] if recipe.teacher is not None and recipe.task == 'single_label' else []
     found += [recipe.paper.id] if recipe.paper else []
     return list(dict.fromkeys(found))

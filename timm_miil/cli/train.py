@@ -14,8 +14,8 @@ from timm_miil._extras import require
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import columns, printable
 from timm_miil.cli._training import (
-    DEFAULT_LICENCE, METRIC_WORDS, SCENES, SCENES_LICENCE, check_licence, counts_line, make_pictures, num_pictures,
-    render_run_card, train_with_progress)
+    DEFAULT_LICENCE, METRIC_WORDS, SCENES, SCENES_LICENCE, TREE_SCENES, check_licence, counts_line, make_pictures,
+    num_pictures, render_run_card, train_with_progress)
 from timm_miil.data import LabelledImages, has_split
 from timm_miil._locks import locked
 from timm_miil.hub import check_model_folder, save_model_folder
@@ -45,8 +45,13 @@ VALUE_FLAGS = (
     ('--gp', 'model.args.global_pool'),
     ('--initial-checkpoint', 'model.args.checkpoint_path'),
     ('--img-size', 'augment.image_size'),
+    ('--crop-pct', 'augment.crop_pct'),
     ('--loss', 'loss.name'),
     ('--smoothing', 'loss.args.smoothing'),
+    ('--teacher --kd-model-name', 'teacher.name'),
+    ('--task-loss-weight', 'teacher.task_loss_weight'),
+    ('--distill-loss-weight', 'teacher.distill_loss_weight'),
+    ('--kd-temperature', 'teacher.temperature'),
     ('--opt', 'optimizer.name'),
     ('--lr', 'optimizer.lr'),
     ('--weight-decay', 'optimizer.weight_decay'),
@@ -100,7 +105,7 @@ SWITCHES = (
 )
 AMP_PRECISIONS = {'float16': 'fp16', 'bfloat16': 'bf16'}
 # Flags that name a thing: the arguments of the thing that the recipe names are not for another one.
-NAMES_A_THING = ('model.name', 'loss.name', 'optimizer.name', 'schedule.name')
+NAMES_A_THING = ('model.name', 'loss.name', 'optimizer.name', 'schedule.name', 'teacher.name')
 # Losses that take from the one before them what the data ask for.
 KEPT_ARGS = MappingProxyType(dict.fromkeys(('asymmetric', 'bce', 'focal'), ('ignore_unknown',)))
 
@@ -194,7 +199,7 @@ def _changes(ns: argparse.Namespace, recipe: Recipe) -> Iterator[tuple[str, str]
     for key in NAMES_A_THING:
         table = key.partition('.')[0]
         settings = getattr(recipe, table)
-        if given.get(key, settings.name) != settings.name and settings.args:
+        if settings is not None and given.get(key, settings.name) != settings.name and settings.args:
             kept = {name: settings.args[name] for name in KEPT_ARGS.get(given[key], ()) if name in settings.args}
             left = ', '.join(name for name in settings.args if name not in kept)
             if left:
@@ -213,14 +218,15 @@ def _changes(ns: argparse.Namespace, recipe: Recipe) -> Iterator[tuple[str, str]
 
 
 def _make_scenes(recipe: Recipe, name: str, output: Path) -> Path:
-    if recipe.scenes is None:
+    config = recipe.made_pictures
+    if config is None:
         own = [other for other in list_recipes() if load_recipe(other).scenes is not None]
         raise ValueError(
             f'recipe {name} needs a data set: give its folder by --data-dir, or try one of the recipes that make their '
             f'pictures, such as {own[0]}.')
     output.mkdir(parents=True, exist_ok=True)
     with locked(output / '.scenes.lock', seconds=None):  # torchrun starts several of us
-        return make_pictures(output / 'scenes', recipe.scenes)
+        return make_pictures(output / 'scenes', config)
 
 
 def _score(result: TrainResult) -> str:
@@ -236,14 +242,15 @@ def _save(
     """Write the model's folder and the report of a recipe, given by its name or its file's, and tell."""
     recipe, splits, name = result.recipe, result.splits, Path(given).stem
     is_made = data == output / 'scenes'
-    dataset = SCENES if is_made else printable(data.resolve().name)
+    made = SCENES if recipe.scenes is not None else TREE_SCENES
+    dataset = made if is_made else printable(data.resolve().name)
     counts = (
         f'{num_pictures(splits.train)} pictures to train on, {num_pictures(splits.val)} to choose the epoch by and '
         f'{num_pictures(splits.test)} to test, of {len(result.label_names)} labels')
     command = shlex.join([
         'timm-miil', 'train', given, *([] if is_made else ['--data-dir', dataset]),
         *(['--set', *(f'{key}={value}' for key, value in changes.items())] if changes else [])])
-    exclusive, model = recipe.task == 'single_label', result.model.cpu()
+    exclusive, model = recipe.is_exclusive, result.model.cpu()
     tuned = {} if exclusive else tuned_settings(output / 'model', model)
     folder = save_model_folder(
         model, output / 'model', label_names=result.label_names, **tuned,
@@ -258,14 +265,17 @@ def _save(
     if tuned:
         print(f'{printable(folder / "config.json")}: {" and ".join(tuned)} of these very weights are kept')
     if result.val_logits is None or result.val_targets is None:
+        print('no report.html: so many scores of so many pictures are counted and not kept')
         return
     write_report(
         output / 'report.html', logits=result.val_logits, targets=result.val_targets, label_names=result.label_names,
         epochs=[record.as_row() for record in result.epochs],
         source=splits.val if isinstance(splits.val, LabelledImages) else None, title=f'{name} on {dataset}',
         facts={
-            'recipe': name, 'model': recipe.model.name, 'data': dataset, 'pictures': counts, 'score': _score(result),
-            'command': command, 'shown here': f'the {len(result.val_targets)} pictures to choose the epoch by'},
+            'recipe': name, 'model': recipe.model.name,
+            **({} if recipe.teacher is None else {'teacher': recipe.teacher.name}), 'data': dataset,
+            'pictures': counts, 'score': _score(result), 'command': command,
+            'shown here': f'the {len(result.val_targets)} pictures to choose the epoch by'},
         activation='softmax' if exclusive else 'sigmoid')
     print(f'{printable(output / "report.html")}: curves, labels, mistakes')
 

@@ -21,7 +21,7 @@ __all__ = [
 # of losses) or one worker's share of a stream, or that are said again by what the data hold.
 FREE = frozenset({
     'checkpoint_steps', 'data', 'grad_accum_steps', 'keep_checkpoints', 'paper', 'scenes', 'stop_epoch',
-    'summary', 'torchcompile', 'workers'})
+    'summary', 'torchcompile', 'tree_scenes', 'workers'})
 FREE_OF_TABLES = frozenset({'teacher.cache', 'teacher.cache_gb', 'teacher.torchcompile'})
 
 # In how many parts a stream is read, which decides its order; a run may go on with another number.

@@ -9,7 +9,7 @@ from typing import Any
 
 from timm_miil._checks import check_choice, check_multiple, check_positive, check_range, nearest
 from timm_miil._errors import RecipeError
-from timm_miil.data import SceneConfig
+from timm_miil.data import SceneConfig, TreeSceneConfig
 from timm_miil.train._settings import (
     AugmentSettings, DataSettings, LossSettings, ModelSettings, OptimizerSettings, PaperSettings, PartialSettings,
     PriorSettings, ScheduleSettings, check_from_zero)
@@ -64,6 +64,7 @@ class Recipe:
         prior: The temporary network of the partial-label paper; None for none.
         teacher: The trained network that is learnt from beside the labels; None for none.
         scenes: The pictures to make where no data set is given; None for a recipe that needs one.
+        tree_scenes: The same, of one label each, with a tree over the labels; not both.
         paper: What a paper reports of it.
 
     Raises:
@@ -98,6 +99,7 @@ class Recipe:
     prior: PriorSettings | None = None
     teacher: TeacherSettings | None = None
     scenes: SceneConfig | None = None
+    tree_scenes: TreeSceneConfig | None = None
     paper: PaperSettings | None = None
 
     def __post_init__(self) -> None:
@@ -121,6 +123,8 @@ class Recipe:
             raise ValueError(
                 "teacher.temperature must be 1 and teacher.cache empty with task 'semantic', whose distance has no "
                 'temperature and asks for all classes.')
+        if self.scenes is not None and self.tree_scenes is not None:
+            raise ValueError('scenes and tree_scenes must not both be given; set one to none.')
         if self.data.ancestors and self.is_exclusive:
             raise ValueError(
                 f"data.ancestors gives pictures several labels, which task {self.task!r} does not take; set task = "
@@ -130,6 +134,11 @@ class Recipe:
     def is_exclusive(self) -> bool:
         """Whether each picture has exactly one label."""
         return self.task in ('semantic', 'single_label')
+
+    @property
+    def made_pictures(self) -> SceneConfig | TreeSceneConfig | None:
+        """The pictures to make where no data set is given."""
+        return self.scenes or self.tree_scenes
 
     def override(self, changes: Mapping[str, str]) -> 'Recipe':
         """A recipe with some settings changed.
