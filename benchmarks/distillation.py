@@ -22,7 +22,7 @@ from pathlib import Path
 
 import timm
 import torch
-from run import clock_of, compare, place, save
+from run import compare, device_events, place, processor, save
 from timm.task import LogitDistillationTask
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -237,8 +237,8 @@ def measure(case: Case, builds: dict[str, Build]) -> list[dict[str, object]]:
     if 'by hand' in found:
         check_losses(case, found)
     rows = compare(
-        found, repeats=case.repeats, warmup=2, clock=clock_of(case.device), student=case.student, teacher=case.teacher,
-        image_size=case.image_size, batch_size=case.batch_size, steps=case.steps)
+        found, repeats=case.repeats, warmup=2, clock=processor if case.device.type == 'cpu' else device_events,
+        student=case.student, teacher=case.teacher, image_size=case.image_size, batch_size=case.batch_size, steps=case.steps)
     for row in rows:
         row['images_per_second'] = round(1e3 * case.batch_size * case.steps / float(str(row['median_ms'])), 1)
         row['peak_mib'] = round(peaks[str(row['contestant'])])
