@@ -34,8 +34,8 @@ class TeacherCache:
 
     A batch is answered from the folder if all its pictures are there; else the teacher is asked for the whole batch,
     and what is new is kept. Either way the answer is what the folder can hold of it, so that the loss does not depend
-    on what was there: the k largest logits in float16, and one value for all others. With `tail='softmax'` this is their
-    log-sum-exp spread evenly, so that the largest keep their probabilities under a softmax at temperature 1; with
+    on what was there: the k largest logits in float16, and one value for all others. With `tail='softmax'` this is
+    their log-sum-exp spread evenly, so that the largest keep their probabilities under a softmax at temperature 1; with
     'sigmoid' it is the logit of their mean probability. `topk=num_classes` keeps all, to float16.
 
     Records are written in parts of about 32 MB, each appearing whole; those that wait are written by `flush` and when
