@@ -6,13 +6,18 @@ import torch
 from torch import nn
 
 from timm_miil import catalog
-from timm_miil.data import list_formats
+from timm_miil.data import ClassTree, list_formats
 from timm_miil.train import list_recipes, load_recipe
 from timm_miil.train.build import build_loss, build_model, build_optimizer, build_scheduler
+from timm_miil.train.teaching import build_hierarchy
 
 NAMES = [f'thing {number}' for number in range(20)]
+TREE = ClassTree(tuple(NAMES), (-1,) * 5 + tuple(range(5)) * 3)
 SCENES = [name for name in list_recipes() if name.startswith('scenes_')]
-PAPERS = ('asl_', 'csl_', 'mldecoder_')
+# They have networks and settings of their own.
+TAUGHT = (
+    'scenes_no_teacher', 'scenes_no_teacher_multi_label', 'scenes_usi', 'scenes_usi_multi_label', 'scenes_usi_teacher')
+PAPERS = ('asl_', 'csl_', 'in21k_semantic', 'in21k_transfer', 'mldecoder_', 'usi_imagenet')
 SUMMARY_CHARS = 110
 
 # What a twin changes of `scenes_asl`, besides its summary.
@@ -64,11 +69,12 @@ def built():
 def test_every_recipe_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.summary.endswith('.') and recipe.summary.count('. ') == 0 and len(recipe.summary) <= SUMMARY_CHARS
-    assert (recipe.scenes is not None) == name.startswith('scenes_')
+    assert (recipe.scenes is not None) == (name.startswith('scenes_') or name == 'tree_transfer')
+    assert (recipe.tree_scenes is not None) == (name in ('tree_flat', 'tree_semantic'))
     if name.startswith(PAPERS):
         assert recipe.paper is not None and catalog.paper(recipe.paper.id)
-        assert recipe.paper.metric == ('top1' if recipe.task == 'single_label' else 'mAP')
-        assert recipe.data.format in list_formats()
+        assert recipe.paper.metric == {'semantic': 'semantic_top1', 'single_label': 'top1'}.get(recipe.task, 'mAP')
+        assert recipe.data.format in (*list_formats(), *(['auto'] if name.startswith('in21k_') else []))
     else:
         assert recipe.paper is None
 
@@ -77,7 +83,8 @@ def test_every_recipe_says_what_it_is(name):
 def test_every_recipe_can_be_built(name, small, built):
     recipe = load_recipe(name)
     assert built(recipe).num_classes == len(NAMES)
-    assert isinstance(build_loss(recipe.loss, recipe.task, prior=torch.full((20,), 0.5)), nn.Module)
+    assert isinstance(build_loss(
+        recipe.loss, recipe.task, prior=torch.full((20,), 0.5), hierarchy=build_hierarchy(recipe, TREE)), nn.Module)
     if recipe.prior is not None:
         assert isinstance(build_loss(recipe.prior.loss, recipe.task), nn.Module)
     optimizer = build_optimizer(recipe, small)
@@ -91,12 +98,25 @@ def test_every_recipe_can_be_built(name, small, built):
 
 
 def test_every_twin_is_known():
-    assert sorted(TWINS) == SCENES
+    assert sorted((*TWINS, *TAUGHT)) == SCENES
 
 
-@pytest.mark.parametrize('name', SCENES)
+@pytest.mark.parametrize('name', TWINS)
 def test_a_twin_changes_what_it_says_and_nothing_else(name):
     assert changes(load_recipe(name), load_recipe('scenes_asl')) == TWINS[name]
+
+
+@pytest.mark.parametrize('kind', ['', '_multi_label'])
+def test_a_teacher_is_all_that_its_twin_lacks(kind):
+    recipe, without = load_recipe(f'scenes_usi{kind}'), load_recipe(f'scenes_no_teacher{kind}')
+    assert changes(recipe, without) == {'teacher'} and without.teacher is None
+
+
+def test_the_complete_recipe_of_usi():
+    recipe = load_recipe('usi_imagenet')
+    assert (recipe.teacher.task_loss_weight, recipe.teacher.distill_loss_weight, recipe.teacher.temperature) == (1, 5, 1)
+    other = recipe.override({'model.name': 'mobilenetv3_large_100'})
+    assert changes(recipe, other) == {'model'}
 
 
 @pytest.mark.parametrize('kind', ['', '_fpc'])

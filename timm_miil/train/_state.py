@@ -91,6 +91,8 @@ def fingerprint(recipe: Recipe, splits: Splits, num_processes: int) -> dict[str,
     if isinstance(splits.train, ImageStream):
         pictures[READERS] = str(num_processes * max(recipe.workers, 1))
     flat = {key: value for key, value in _flat(settings).items() if key not in FREE_OF_TABLES}
+    if recipe.teacher is not None:
+        flat['teacher is cached'] = json.dumps(bool(recipe.teacher.cache))  # wherever that is
     return flat | pictures
 
 

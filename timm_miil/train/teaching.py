@@ -1,11 +1,13 @@
 """From a recipe to what a student learns from besides its labels: a teacher, and a tree over the labels."""
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models import create_model
 from torch import nn
 
@@ -20,7 +22,10 @@ __all__ = ['build_hierarchy', 'build_teacher']
 
 PRECISIONS = MappingProxyType({'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16})
 HIERARCHY_ARGS = ('include_deepest', 'max_factor')
+SYNSET = re.compile(r'n\d{8}')  # ImageNet's name of a class
 FEW = 3  # names in a message
+
+_logger = logging.getLogger(__name__)
 
 
 def build_hierarchy(recipe: Recipe, tree: ClassTree | Path | None) -> SemanticHierarchy | None:
@@ -50,8 +55,9 @@ def build_teacher(
 
     Args:
         recipe: All settings.
-        label_names: The student's classes. A teacher that knows the names of its own gives these, in this order;
-            another must have as many, in the same order.
+        label_names: The student's classes. A teacher that knows the names of its own gives these, in this order; so
+            does one of ImageNet where all are synsets, such as 'n01440764'. Another must have as many, in the same
+            order, of which a warning tells.
         student: The network to train, for the scale of its pictures.
         device: Where the teacher runs.
 
@@ -74,7 +80,8 @@ def build_teacher(
     if settings.cache:
         teacher.cache = TeacherCache(
             settings.cache, num_classes=len(label_names), topk=min(settings.cache_topk, len(label_names)),
-            max_bytes=round(settings.cache_gb * 1e9), teacher=teacher.fingerprint())
+            max_bytes=round(settings.cache_gb * 1e9), teacher=teacher.fingerprint(),
+            tail='softmax' if recipe.is_exclusive else 'sigmoid')
     return teacher
 
 
@@ -93,11 +100,17 @@ def _network(settings: TeacherSettings, num_classes: int) -> nn.Module:
 def _columns(name: str, model: Any, label_names: Sequence[str]) -> list[int] | None:
     """Which outputs are the student's classes; None for all, in their order."""
     known = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
-    if known is None or len(known) != model.num_classes:
+    subset = infer_imagenet_subset({'num_classes': model.num_classes})
+    if not known and subset and all(map(SYNSET.fullmatch, label_names)):
+        known = ImageNetInfo(subset).label_names()
+    if not known or len(known) != model.num_classes:
         if model.num_classes != len(label_names):
             raise ValueError(
                 f'the teacher {name} must have the classes of the data: it has {model.num_classes}, whose names it '
                 f'does not tell, and the data have {len(label_names)}; take another, or one trained on these labels.')
+        _logger.warning(
+            'the teacher %s does not tell the names of its %d classes: they are taken to be the labels of the data, in '
+            'the same order.', name, len(label_names))
         return None
     place = {label: index for index, label in enumerate(known)}
     lacking = [label for label in label_names if label not in place]
