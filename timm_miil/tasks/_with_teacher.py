@@ -21,15 +21,15 @@ class WithTeacher(ClassificationTask):
     task_loss_weight: float
     distill_loss_weight: float
 
-    def hold_teacher(self, teacher: Teacher | None, *, task_loss_weight: float, distill_loss_weight: float) -> None:
+    def hold_teacher(self, teacher: Teacher, *, task_loss_weight: float, distill_loss_weight: float) -> None:
         """Keep the teacher and the weights of the two terms; raise if they are none."""
-        if teacher is not None and not isinstance(teacher, Teacher):
+        if not isinstance(teacher, Teacher):
             raise TypeError(
                 f'teacher must be a Teacher, got {type(teacher).__name__}; make one by Teacher(model, mean=..., '
                 f'std=...) with the mean and deviation that the student\'s pictures are normalised with.')
         check_range(
             low=0.0, high=float('inf'), task_loss_weight=task_loss_weight, distill_loss_weight=distill_loss_weight)
-        if teacher is not None and not task_loss_weight and not distill_loss_weight:
+        if not task_loss_weight and not distill_loss_weight:
             raise ValueError('one of task_loss_weight and distill_loss_weight must be above 0, got 0 for both.')
         self.teacher = teacher
         self.task_loss_weight = task_loss_weight
@@ -51,10 +51,6 @@ class WithTeacher(ClassificationTask):
             self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
         compiled: nn.Module = super().compile(backend=backend, mode=mode, **compile_kwargs)
         return compiled
-
-    def teacher_logits(self, images: Tensor) -> Tensor | None:
-        """What the teacher says to the student's pictures; None without one."""
-        return None if self.teacher is None else self.teacher(images)
 
     def combined(self, result: dict[str, Tensor], kd_loss: Tensor) -> dict[str, Tensor]:
         """The result of the task alone, with the teacher's term in the loss and both terms, detached, beside it."""

@@ -70,11 +70,13 @@ class SemanticPretrainTask(WithTeacher, SingleLabelTask):
                 f'SemanticSoftmaxLoss(hierarchy), and the hierarchy by SemanticHierarchy.from_tree_file(path).')
         check_choice(reduction=criterion.reduction, choices=('mean', 'sum'))
         super().__init__(model, criterion, soft_targets=False, device=device)
-        self.hold_teacher(teacher, task_loss_weight=task_loss_weight, distill_loss_weight=distill_loss_weight)
+        self.teacher = None
+        if teacher is not None:
+            self.hold_teacher(teacher, task_loss_weight=task_loss_weight, distill_loss_weight=distill_loss_weight)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Loss and logits of a batch, as the class says."""
-        teacher_logits = self.teacher_logits(input)
+        teacher_logits = None if self.teacher is None else self.teacher(input)
         result = super().forward(input, target)
         if teacher_logits is None:
             return result
