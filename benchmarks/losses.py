@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import timm.loss
 import torch
-from run import clock_of, compare, place, save
+from run import clocks_of, compare, place, save
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -92,14 +92,14 @@ def measure(size: Size, dtype: torch.dtype, device: torch.device) -> list[dict[s
         runs = {
             name: functools.partial(step, other, logits, targets if other is bce else wanted)
             for name, other in others.items()}
-        found = compare(
-            runs, repeats=50 if device.type == 'cuda' else 25 if size.elements < 1e6 else 9, warmup=3,
-            clock=clock_of(device), **case)
-        for row in found:
-            row['peak_bytes_per_label'] = round(
-                peak_memory(runs[str(row['contestant'])], logits) / size.elements, 1)
-        rows += found
-        print(case, {row['contestant']: (row['median_ms'], row['ratio']) for row in found}, flush=True)
+        peaks = {name: round(peak_memory(run, logits) / size.elements, 1) for name, run in runs.items()}
+        for clock_name, clock in clocks_of(device).items():
+            found = compare(
+                runs, repeats=50 if device.type == 'cuda' else 25 if size.elements < 1e6 else 9, warmup=3, clock=clock,
+                **case, timed=clock_name)
+            rows += [row | {'peak_bytes_per_label': peaks[str(row['contestant'])]} for row in found]
+            print(
+                case, clock_name, {row['contestant']: (row['median_ms'], row['ratio']) for row in found}, flush=True)
     return rows
 
 

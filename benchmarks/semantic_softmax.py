@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 
 import torch
-from run import clock_of, compare, place, save
+from run import clocks_of, compare, place, save
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,12 +76,14 @@ def measure(
         if name != 'F.cross_entropy':
             order = hierarchy.level_order if 'level order' in name else slice(None)
             assert_same(*contestant, want, want_grad[:, order])
-    rows = compare(
-        {name: functools.partial(run, *contestant) for name, contestant in contestants.items()},
-        repeats=50 if logits.is_cuda else REPEATS, warmup=2, clock=clock_of(logits.device),
-        dtype=str(logits.dtype).removeprefix('torch.'), batch_size=len(logits), num_classes=logits.shape[1],
-        levels=len(hierarchy.levels))
-    print({row['contestant']: (row['median_ms'], row['ratio']) for row in rows}, flush=True)
+    rows = []
+    for clock_name, clock in clocks_of(logits.device).items():
+        found = compare(
+            {name: functools.partial(run, *contestant) for name, contestant in contestants.items()},
+            repeats=REPEATS, warmup=2, clock=clock, dtype=str(logits.dtype).removeprefix('torch.'),
+            batch_size=len(logits), num_classes=logits.shape[1], levels=len(hierarchy.levels), timed=clock_name)
+        print(clock_name, {row['contestant']: (row['median_ms'], row['ratio']) for row in found}, flush=True)
+        rows += found
     return rows
 
 
