@@ -16,7 +16,9 @@ from timm_miil._checks import cut, shown
 from timm_miil.data._files import clean_name
 from timm_miil.data.images import IMAGE_SUFFIXES
 
-__all__ = ['Labels', 'Sample', 'Span', 'add_member', 'list_samples', 'pack_labels', 'parse_labels', 'read_span']
+__all__ = [
+    'Heads', 'Labels', 'MAX_PICTURE_BYTES', 'Sample', 'Span', 'add_member', 'list_samples', 'pack_labels',
+    'parse_labels', 'read_span']
 
 LABEL_SUFFIXES = ('.json', '.cls')
 # The head of a member with a long name or odd attributes; a shard's names are short.
@@ -108,7 +110,7 @@ def _list_files(file: IO[bytes]) -> Iterator[tuple[str, Span]]:
     total = os.fstat(file.fileno()).st_size
     end = 0
     try:
-        with tarfile.open(fileobj=_Heads(file), mode='r:') as tar:
+        with tarfile.open(fileobj=Heads(file), mode='r:') as tar:
             for member in tar:
                 name = clean_name(member.name)
                 if not name and not member.isdir():
@@ -129,7 +131,7 @@ def _list_files(file: IO[bytes]) -> Iterator[tuple[str, Span]]:
         raise ValueError('it is not a whole tar file (its end is missing)')
 
 
-class _Heads(io.RawIOBase):
+class Heads(io.RawIOBase):
     """A file to read heads from: a size that a head claims is not allocated."""
 
     def __init__(self, file: IO[bytes]) -> None:
