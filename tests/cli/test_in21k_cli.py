@@ -1,0 +1,83 @@
+"""`timm-miil in21k prepare` on a made-up release: what is written and said, and what is wrong use."""
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from timm_miil.cli.main import main
+from timm_miil.data import ClassTree, ImageStream, open_split, read_class_tree, write_class_tree
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with two synsets of four pictures, one of them in a tar file, and a synset of one."""
+    monkeypatch.chdir(tmp_path)
+    for synset, count in {'n00000001': 4, 'n00000002': 4, 'n00000003': 1}.items():
+        Path('in', synset).mkdir(parents=True)
+        for number in range(count):
+            Image.new('L', (9, 7), 20 * number).save(f'in/{synset}/{synset}_{number}.JPEG')
+    with tarfile.open('in/n00000002.tar', 'w') as tar:
+        for path in sorted(Path('in/n00000002').iterdir()):
+            tar.add(path, path.name)
+            path.unlink()
+    Path('in/n00000002').rmdir()
+    return tmp_path
+
+
+SMALL = ['--release', 'custom', '--min-images', '2', '--val-images', '1', '--size', '8', '-j', '0']
+COMMAND = ['in21k', 'prepare', 'in', '--out', 'out', *SMALL]
+
+
+def test_what_is_made_is_said_and_read_again(folder, capsys):
+    Path('in/n00000001/n00000001_3.JPEG').write_bytes(b'broken')
+    assert main(COMMAND) == 0
+    assert capsys.readouterr().out == (
+        'out: 2 classes, 5 pictures in train, 2 in val\n'
+        '1 synsets with fewer pictures are no classes; there is no tree: give --tree or --is-a\n'
+        'left out, unreadable: 1 files\n'
+        'out/report.json names every one\n')
+    source = open_split('out', 'train')
+    assert (len(source), source.label_names) == (5, ('n00000001', 'n00000002'))
+    assert source.load_image(0).size == (8, 8)
+
+
+def test_every_flag_arrives(folder, capsys):
+    Path('is_a.txt').write_text('n00000002 n00000001\n')
+    Path('words.txt').write_text('n00000001\tone\nn00000002\ttwo\n')
+    assert main([
+        *COMMAND, '--resize', 'short_edge', '--is-a', 'is_a.txt', '--words', 'words.txt', '--shards',
+        '--images-per-shard', '4']) == 0
+    assert 'tree.json has the tree' in capsys.readouterr().out
+    assert open_split('out', 'train').load_image(0).size == (10, 8)
+    assert read_class_tree('out/tree.json') == ClassTree(('n00000001', 'n00000002'), (1, -1), ('one', 'two'))
+    assert read_class_tree('out/shards/tree.json') == read_class_tree('out/tree.json')
+    stream = open_split('out/shards', 'train')
+    assert isinstance(stream, ImageStream) and stream.num_images == 6
+    assert sorted(path.name for path in Path('out/shards').glob('train-*')) == ['train-000000.tar', 'train-000001.tar']
+    write_class_tree(ClassTree(('n00000001', 'n00000002'), (-1, 0)), 'tree.pth')
+    assert main([*COMMAND, '--resize', 'short_edge', '--tree', 'tree.pth']) == 0
+    assert read_class_tree('out/tree.json').parents == (-1, 0)
+
+
+def test_a_damaged_tar_file_is_status_1_and_named(folder, capsys):
+    data = Path('in/n00000002.tar').read_bytes()
+    Path('in/n00000002.tar').write_bytes(data[:data.rindex(b'n00000002_3.JPEG') + 600])
+    assert main(COMMAND) == 1
+    assert 'damaged: n00000002: it is not a whole tar file (unexpected end of data)\n' in capsys.readouterr().out
+    assert list(json.loads(Path('out/report.json').read_text())['damaged']) == ['n00000002']
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+    (['in21k', 'prepare', 'in', '--out', 'out', '-j', '0'], 'fall11 must give 11221 classes, got 0; out/report.json'),
+    ([*COMMAND, '--release', 'winter21'], 'min_images must be 500 for the 10450 classes of winter21, got 2'),
+    ([*COMMAND, '--tree', 'a', '--is-a', 'b'], 'not allowed with argument'),
+    ([*COMMAND, '--words', 'b'], 'words needs is_a'),
+    (['in21k', 'unpack', 'in', '--out', 'out'], "invalid choice: 'unpack'"),
+    (['in21k', 'prepare', 'none', '--out', 'out'], 'No such file or directory'),
+])
+def test_wrong_use_is_one_line_and_2(folder, capsys, words, message):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
