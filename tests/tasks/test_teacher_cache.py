@@ -360,12 +360,16 @@ def in_process(rank, folder):
 
 
 def test_several_processes_write_to_one_folder(tmp_path):
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for rank in (0, 1)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert all(120 <= json.loads(output) <= 240 for output in outputs)
+    with subprocess.Popen(
+            [sys.executable, __file__, '1', str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True) as process:
+        assert process.stdout.readline() == 'ready\n'
+        process.stdin.write('go\n')
+        process.stdin.flush()
+        counts = [in_process(0, tmp_path)]
+        counts.append(json.loads(process.communicate(timeout=120)[0]))
+    assert process.returncode == 0
+    assert all(120 <= count <= 240 for count in counts)
     assert sum(part.stat().st_size for part in parts(tmp_path)) <= 30_000
     cache, ask = build(tmp_path, max_bytes=30_000), Asked()
     assert len(cache) == 360  # common ones were kept once
@@ -387,4 +391,6 @@ def test_keys_and_answers_of_an_accelerator_are_the_same(tmp_path):
 
 if __name__ == '__main__':
     warnings.simplefilter('error')
+    print('ready', flush=True)
+    sys.stdin.readline()
     print(json.dumps(in_process(int(sys.argv[1]), sys.argv[2])))
