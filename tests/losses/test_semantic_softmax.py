@@ -1,6 +1,7 @@
 """Semantic softmax and its distillation: published values, an independent form, invariants and refusals."""
 import json
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,19 @@ def loops(logits, targets, hierarchy, smoothing):
     return torch.tensor(losses, dtype=torch.float64)
 
 
-def masked(logits, targets, hierarchy, smoothing):
+def padded(logits, targets, hierarchy, smoothing):
     """Loss and gradient as they are computed where values cannot be read, as on accelerators."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(semantic_softmax, 'can_read', lambda tensor: False)
+        patch.setattr(semantic_softmax, 'fits', lambda sizes: True)
+        return plain(logits, targets, hierarchy, smoothing)
+
+
+def masked(logits, targets, hierarchy, smoothing):
+    """The same where one level is much larger than the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(semantic_softmax, 'can_read', lambda tensor: False)
+        patch.setattr(semantic_softmax, 'fits', lambda sizes: False)
         return plain(logits, targets, hierarchy, smoothing)
 
 
@@ -66,7 +76,7 @@ def plain(logits, targets, hierarchy, smoothing):
     return loss.detach(), logits.grad
 
 
-@pytest.mark.parametrize('compute', [plain, masked])
+@pytest.mark.parametrize('compute', [plain, padded, masked])
 @pytest.mark.parametrize('name', SEMANTIC)
 def test_published_values_and_gradients(name, compute):
     case, tensors = CASES[name], load_file(FIXTURES / CASES[name]['file'])
@@ -124,9 +134,37 @@ def test_equals_the_equation_sample_by_sample(parents, include_deepest, smoothin
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
     loss, grad = plain(logits, targets, hierarchy, smoothing)
     torch.testing.assert_close(loss, want.mean(), rtol=1e-9, atol=1e-12)
-    other_loss, other_grad = masked(logits, targets, hierarchy, smoothing)
-    torch.testing.assert_close(other_loss, loss, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(other_grad, grad, rtol=1e-12, atol=1e-14)
+    for compute in padded, masked:
+        other_loss, other_grad = compute(logits, targets, hierarchy, smoothing)
+        torch.testing.assert_close(other_loss, loss, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(other_grad, grad, rtol=1e-12, atol=1e-14)
+
+
+def test_levels_are_filled_up_unless_one_is_much_larger():
+    assert semantic_softmax.fits((3, 5, 0)) and semantic_softmax.fits((2, 6, 3, 1))
+    assert not semantic_softmax.fits((7,)) and not semantic_softmax.fits((*[2] * 9, 100, 0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('ordered', [False, True])
+def test_a_gpu_gives_what_host_memory_gives_and_does_not_wait(ordered, dtype):
+    hierarchy = SemanticHierarchy([None, *[place // 3 for place in range(999)]])
+    hierarchy = hierarchy.level_ordered() if ordered else hierarchy
+    logits, targets = draw(hierarchy.num_classes, 33)
+    logits = logits.to(dtype)
+    want, want_grad = plain(logits, targets, hierarchy, 0.2)
+    on_gpu = logits.cuda(), targets.cuda(), hierarchy.to('cuda'), 0.2
+    plain(*on_gpu)  # makes the constants
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode('error')
+    try:
+        loss, grad = plain(*on_gpu)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    torch.testing.assert_close(loss.cpu(), want, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad.cpu(), want_grad, rtol=max(1e-5, 2 * torch.finfo(dtype).eps), atol=1e-6)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])

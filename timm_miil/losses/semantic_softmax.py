@@ -14,7 +14,8 @@ from torch.autograd.function import FunctionCtx
 
 from timm_miil._checks import (
     check_choice, check_floating, check_indices, check_ndim, check_range, check_same_length, check_same_shape)
-from timm_miil.losses._precision import can_read, is_eager, widen
+from timm_miil.losses._padded_levels import fits, padded_grad, padded_losses
+from timm_miil.losses._precision import can_read, is_eager, is_plain, widen
 from timm_miil.losses._reduce import ROW_REDUCTIONS, reduce
 from timm_miil.losses.hierarchy import SemanticHierarchy
 
@@ -208,7 +209,8 @@ class _LevelLosses(torch.autograd.Function):
 
     With p and s the softmax and the smoothed target of a level, the gradients are F (p - s) and p; the second output is
     there for the first one's gradient to have a gradient. In host memory a level is computed for the rows that reach it
-    alone, about half of them in the benchmark; elsewhere, where to know them is to wait, the others are masked.
+    alone, about half of them in the benchmark; elsewhere, where to know them is to wait, the others are masked, and
+    without a compiler levels are computed at once.
     """
 
     generate_vmap_rule = True
@@ -223,6 +225,8 @@ class _LevelLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         if can_read(scores):
             return _host_losses(scores, semantic_targets, sizes, factors, smoothing)
+        if is_plain(scores) and fits(sizes):
+            return padded_losses(scores, semantic_targets, sizes, factors, smoothing)
         loss, log_sums = widen(scores).new_zeros(len(scores)), []
         for level, target, factor in zip(scores.split(sizes, dim=1), semantic_targets.unbind(dim=1), factors):
             level_loss, log_sum = _level_loss(level, target.clamp(min=0), smoothing)
@@ -247,8 +251,9 @@ class _LevelLosses(torch.autograd.Function):
         scores, semantic_targets, log_sums = ctx.saved_tensors      # type: ignore[attr-defined]
         sizes, factors, smoothing = ctx.settings                    # type: ignore[attr-defined]
         weights = grad_loss[:, None]
-        if can_read(scores) and not torch.is_grad_enabled():
-            grad = _host_grad(scores, semantic_targets, log_sums, weights, grad_log_sums, sizes, factors, smoothing)
+        if not torch.is_grad_enabled() and (can_read(scores) or (is_plain(scores) and fits(sizes))):
+            function = _host_grad if can_read(scores) else padded_grad
+            grad = function(scores, semantic_targets, log_sums, grad_loss, grad_log_sums, sizes, factors, smoothing)
             return grad, None, None, None, None
         *levels, unused = scores.split(sizes, dim=1)
         columns = zip(levels, semantic_targets.unbind(1), log_sums.split(1, 1), grad_log_sums.split(1, 1), factors)
@@ -274,12 +279,13 @@ def _host_losses(
 
 
 def _host_grad(
-        scores: Tensor, semantic_targets: Tensor, log_sums: Tensor, weights: Tensor, pulls: Tensor,
+        scores: Tensor, semantic_targets: Tensor, log_sums: Tensor, grad_loss: Tensor, pulls: Tensor,
         sizes: tuple[int, ...], factors: tuple[float, ...], smoothing: float,
 ) -> Tensor:
     """As `_level_grad` for each level, in place, for the rows that reach it."""
     order, counts = _deepest_first(semantic_targets)
-    targets, log_sums, weights, pulls = (value[order] for value in (semantic_targets, log_sums, weights, pulls))
+    targets, log_sums, weights, pulls = (
+        value[order] for value in (semantic_targets, log_sums, grad_loss[:, None], pulls))
     grad = scores.new_zeros(scores.shape)
     columns = zip(scores.split(sizes, dim=1), grad.split(sizes, dim=1), counts, factors)
     for number, (level, level_grad, count, factor) in enumerate(columns):
