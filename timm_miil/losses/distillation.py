@@ -10,6 +10,7 @@ teacher's deviation, which the published code leaves out.
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -316,8 +317,11 @@ def renormalize(
     wide = widen(images)
     scale = [own / theirs for own, theirs in zip(std, teacher_std)]
     shift = [(own - theirs) / by for own, theirs, by in zip(mean, teacher_mean, teacher_std)]
-    result = wide * wide.new_tensor(scale).view(-1, 1, 1) + wide.new_tensor(shift).view(-1, 1, 1)
-    return result.to(images.dtype)
+    # Not by new_tensor, which waits until an accelerator has done all that it was given before.
+    factor, addend = (
+        torch.tensor(numbers, dtype=wide.dtype).to(wide.device, non_blocking=True).view(-1, 1, 1)
+        for numbers in (scale, shift))
+    return (wide * factor + addend).to(images.dtype)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
