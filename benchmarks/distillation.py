@@ -238,7 +238,8 @@ def measure(case: Case, builds: dict[str, Build]) -> list[dict[str, object]]:
         check_losses(case, found)
     rows = compare(
         found, repeats=case.repeats, warmup=2, clock=processor if case.device.type == 'cpu' else device_events,
-        student=case.student, teacher=case.teacher, image_size=case.image_size, batch_size=case.batch_size, steps=case.steps)
+        student=case.student, teacher=case.teacher, image_size=case.image_size, batch_size=case.batch_size,
+        steps=case.steps)
     for row in rows:
         row['images_per_second'] = round(1e3 * case.batch_size * case.steps / float(str(row['median_ms'])), 1)
         row['peak_mib'] = round(peaks[str(row['contestant'])])
