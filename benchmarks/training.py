@@ -112,6 +112,7 @@ def steps(folder: Path, device: torch.device) -> list[dict[str, object]]:
         rows += compare(
             contestants(recipe, splits, device), repeats=repeats, clock=itself, case=case, batch_size=recipe.batch_size,
             kilobytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, device=device.type)
+        save(f'training-steps-{place(device)}', rows, quiet=True)  # so far
     return rows
 
 
