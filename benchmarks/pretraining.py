@@ -227,7 +227,8 @@ def run_all(jobs: Sequence[Job], done: list[dict[str, object]], runs: Path, proc
                     done.append(row)
                     with runs.open('a', encoding='utf-8') as file:
                         file.write(json.dumps(row) + '\n')
-                print(f'{len(done)} of {len(jobs)} runs:', *(f'{name}={value}' for name, value in row.items()), flush=True)
+                words = (f'{name}={value}' for name, value in row.items())
+                print(f'{len(done)} of {len(jobs)} runs:', *words, flush=True)
             time.sleep(POLL_SECONDS)
 
 
@@ -247,7 +248,7 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS, help='folder for the tables')
     parser.add_argument('--jobs', type=int, default=2, help='runs at a time, of one thread each')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--limit-seconds', type=float, default=math.inf)
+    parser.add_argument('--limit-seconds', type=float, default=86_400.0)
     parser.add_argument('--seeds', type=int, help='only so many seeds of each arm')
     parser.add_argument('--only', default='', help='only arms whose name has this word')
     parser.add_argument('--tiny', action='store_true', help='to try the script: the figures mean nothing')

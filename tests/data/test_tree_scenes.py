@@ -142,7 +142,7 @@ def test_settings_are_kept_beside_the_pictures(small):
     ({'shares': (0.5, 0.5, 0.5)}, ValueError, 'shares must be 3 numbers above 0'),
     ({'seed': -1}, ValueError, 'seed must be in .*, got -1'),
     ({'seed': 1.5}, TypeError, 'seed must be an int, got float 1.5'),
-    ({'num_val': 199}, ValueError, r'num_val must be large enough.*40 pairs.*got 199 pictures, of which \(39, 59, 101\)'),
+    ({'num_val': 199}, ValueError, r'num_val must be large enough.*40 pairs.*got 199 pictures, of which \(39, 59,'),
 ])
 def test_configurations_out_of_range(settings, error, message):
     with pytest.raises(error, match=message):
