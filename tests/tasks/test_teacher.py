@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from timm_miil.losses import renormalize
 from timm_miil.tasks import Teacher, TeacherCache, teacher_fingerprint
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,6 +54,19 @@ def test_pictures_are_resized_and_normalised_as_if_for_it(size):
         for picture in raw])
     torch.testing.assert_close(
         teacher.model.seen, normalized(by_hand, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_renormalised_pictures_keep_dtype_and_layout(dtype, layout):
+    own = {'mean': (0.0, 0.1, 0.2), 'std': (1.0, 0.9, 0.8)}
+    images = normalized(raw_pictures()).to(dtype, memory_format=layout)
+    teacher = Teacher(Stub(**own), mean=MEAN, std=STD)
+    for _ in range(2):
+        seen = teacher.prepare(images)
+        want = renormalize(images, mean=MEAN, std=STD, teacher_mean=own['mean'], teacher_std=own['std'])
+        torch.testing.assert_close(seen, want)  # which compares dtypes
+        assert seen.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize('image_size, seen', [
@@ -216,3 +230,15 @@ def test_on_an_accelerator_it_is_autocast_too(precision, layout):
     assert (teacher(images) - exact).abs().max() < 0.03 * exact.abs().max() + 0.01
     compiled = Teacher(model, mean=MEAN, std=STD, precision=precision, columns=[1, 3], compiled=True)
     torch.testing.assert_close(compiled(images), want, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_accelerator():
+    teacher = Teacher(small('test_vit').cuda(), mean=MEAN, std=STD, precision=torch.bfloat16, columns=[1, 3])
+    images = raw_pictures(96).cuda()
+    teacher(images)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        teacher(images)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

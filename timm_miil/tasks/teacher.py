@@ -97,6 +97,7 @@ class Teacher(nn.Module):
         self.teacher_mean = tuple(config.get('mean') or self.mean)
         self.teacher_std = tuple(config.get('std') or self.std)
         _check_statistics(mean=self.mean, std=self.std, teacher_mean=self.teacher_mean, teacher_std=self.teacher_std)
+        self._renormalizations: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.image_size = _chosen_size(image_size, config)
         self.precision = precision
         known = getattr(model, 'num_classes', None)
@@ -136,8 +137,9 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def prepare(self, images: Tensor) -> Tensor:
         """What the network sees of the student's pictures (B, I, H, W)."""
-        images = renormalize(
-            images, mean=self.mean, std=self.std, teacher_mean=self.teacher_mean, teacher_std=self.teacher_std)
+        if (self.mean, self.std) != (self.teacher_mean, self.teacher_std):
+            scale, shift = self._renormalization(images)
+            images = torch.addcmul(shift, images.to(shift.dtype), scale).to(images.dtype)
         if self.image_size is None or tuple(images.shape[-2:]) == self.image_size:
             return images
         return F.interpolate(images, self.image_size, mode='bicubic', antialias=True, align_corners=False)
@@ -158,6 +160,17 @@ class Teacher(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for `print(module)`."""
         return f'image_size={self.image_size}, precision={self.precision}, num_classes={self.num_classes}'
+
+    def _renormalization(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`renormalize` as scale and shift (I, 1, 1); made once, as to bring numbers to a device is to wait for it."""
+        key = images.device, torch.promote_types(images.dtype, torch.float32)
+        if key not in self._renormalizations:
+            zero = torch.zeros(len(self.mean), 1, 1, dtype=torch.float64)
+            shift, one = (renormalize(
+                pixels, mean=self.mean, std=self.std, teacher_mean=self.teacher_mean, teacher_std=self.teacher_std)
+                for pixels in (zero, zero + 1))
+            self._renormalizations[key] = (one - shift).to(*key), shift.to(*key)
+        return self._renormalizations[key]
 
     def _answer(self, images: Tensor) -> Tensor:
         images = self.prepare(images)
