@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from timm_miil.losses import SemanticHierarchy, SemanticSoftmaxLoss, semantic_distillation_loss, semantic_softmax_loss
-from timm_miil.tasks import SemanticPretrainTask, Teacher
+from timm_miil.tasks import SemanticPretrainTask, Teacher, TeacherCache
 
 PARENTS = [None, None, 0, 0, 1, 2]
 HALF = (0.5, 0.5, 0.5)
@@ -42,8 +42,8 @@ def build(seed=1, reduction='mean', **settings):
     return SemanticPretrainTask(small(seed).eval(), criterion, **settings)
 
 
-def teacher(seed=2):
-    return Teacher(small(seed), mean=HALF, std=HALF, image_size='student')
+def teacher(cache=None):
+    return Teacher(small(2), mean=HALF, std=HALF, image_size='student', cache=cache)
 
 
 def test_the_published_losses_and_gradients(fixtures_dir):
@@ -114,6 +114,17 @@ def test_compiled_it_is_the_same():
     task.compile(backend='eager')
     torch.testing.assert_close(task(images, targets)['loss'], want)
     assert set(task.get_checkpoint_state()['state_dict']) == {'1.weight', '1.bias'}
+
+
+def test_a_cache_of_a_few_logits_is_refused(tmp_path):
+    few = TeacherCache(tmp_path / 'few', num_classes=6, topk=2, max_bytes=10**6, teacher='x')
+    message = r"the teacher's cache must keep all logits, .* got topk 2 of 6 classes; open it with topk=6"
+    with pytest.raises(ValueError, match=message):
+        build(teacher=teacher(few))
+    images, targets = batch()
+    whole = TeacherCache(tmp_path / 'all', num_classes=6, topk=6, max_bytes=10**6, teacher='x')
+    got, want = (build(teacher=teacher(cache))(images, targets)['kd_loss'] for cache in (whole, None))
+    torch.testing.assert_close(got, want, rtol=0.01, atol=1e-4)  # float16
 
 
 def test_wrong_arguments_are_refused():

@@ -33,16 +33,16 @@ class SemanticPretrainTask(WithTeacher, SingleLabelTask):
         model: Network to train.
         criterion: Semantic softmax, which brings the tree: `SemanticSoftmaxLoss(hierarchy, smoothing=0.2)` is the
             paper's.
-        teacher: Who it learns from besides; a cache of fewer answers than classes is no good here, as the levels of
-            the tree share the few.
+        teacher: Who it learns from besides. A cache of it must keep all logits: of a few, most levels have none.
         task_loss_weight: Weight of the criterion where there is a teacher, at least 0.
         distill_loss_weight: Weight of the teacher's term, at least 0; no source tells one.
         device: As of `SingleLabelTask`; the teacher is moved by the caller.
 
     Raises:
         TypeError: If criterion is no `SemanticSoftmaxLoss`, teacher no `Teacher`, or a weight no number.
-        ValueError: If a weight is out of range, both are 0, or the criterion does not reduce; in `forward`, if targets
-            are not float or not (B, C), or logits and tree or teacher are not of as many classes.
+        ValueError: If a weight is out of range, both are 0, the criterion does not reduce, or the teacher's cache keeps
+            a few logits; in `forward`, if targets are not float or not (B, C), or logits and tree or teacher are not of
+            as many classes.
 
     Example:
         >>> from timm_miil.losses import SemanticHierarchy
@@ -73,6 +73,12 @@ class SemanticPretrainTask(WithTeacher, SingleLabelTask):
         self.teacher = None
         if teacher is not None:
             self.hold_teacher(teacher, task_loss_weight=task_loss_weight, distill_loss_weight=distill_loss_weight)
+            cache = teacher.cache
+            if cache is not None and cache.topk < cache.num_classes:
+                raise ValueError(
+                    f"the teacher's cache must keep all logits, as each level of the tree has a softmax of its own, "
+                    f'got topk {cache.topk} of {cache.num_classes} classes; open it with topk={cache.num_classes}, or '
+                    f'do without.')
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Loss and logits of a batch, as the class says."""

@@ -52,6 +52,7 @@ class TeacherCache:
 
     Attributes:
         num_classes: As given.
+        topk: As given.
         num_found: Pictures that were answered from the folder since it was opened.
         num_asked: Pictures that the teacher was asked for.
 
