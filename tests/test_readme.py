@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import in21k_corpus
 import pytest
 import timm
 from huggingface_hub import constants
@@ -63,6 +64,9 @@ def folder(tmp_path_factory, short_run):
     parser = argparse.ArgumentParser()
     quickstart.add_arguments(parser)
     (folder / parser.parse_args([]).out).symlink_to(short_run[0] / 'my out')
+    synsets = in21k_corpus.make_corpus(folder / 'winter21_whole', synsets=20)
+    (folder / 'wordnet.is_a.txt').write_text(''.join(f'n99999999 {synset}\n' for synset in synsets))
+    (folder / 'words.txt').write_text(''.join(f'{synset}\tthing\n' for synset in synsets))
     make_scenes(folder / 'my_pictures', SceneConfig(num_train=72, num_val=32, num_test=32, image_size=32))
     return folder
 
@@ -99,6 +103,10 @@ def test_shell_blocks_run_as_written(folder, monkeypatch, capsys):
         assert program == 'timm-miil'
         if words[0] == 'train':
             words += SHORTER[words[1]]
+        elif words[0] == 'in21k':
+            words += [
+                '--release', 'custom', '--min-images', str(in21k_corpus.LEAST), '--val-images', str(in21k_corpus.VAL),
+                '--size', '8', '--workers', '0']
         assert main(words) == 0, capsys.readouterr().err
         assert capsys.readouterr().out
         ours += 1
