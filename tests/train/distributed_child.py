@@ -2,9 +2,10 @@
 
 The arguments are a folder of pictures, a JSON file {name: {'changes', 'output', ...}} and a folder to
 write to. A job has settings over `RECIPE`, may write an output, may be stopped by a SIGTERM to the second process, in
-its second step or its first validation, and then resumed, and may read a stream. The test imports `run`, for the same
-in one process.
+its second step or its first validation, and then resumed, may read a stream, may have one label a picture, and may be
+told how many scores are kept rather than counted. The test imports `run`, for the same in one process.
 """
+import copy
 import faulthandler
 import json
 import os
@@ -14,9 +15,10 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from timm_miil._errors import TrainingError, TrainingInterrupted
-from timm_miil.data import ImageStream
+from timm_miil.data import ImageStream, SparseTargets
 from timm_miil.train import Splits, _scoring, load_recipe, read_splits, train
 
 # Without batch norm, which would see the pictures of one process only. Momentum without adaptive steps, which would
@@ -44,10 +46,19 @@ class InMemory(ImageStream):
             yield self.source.load_image(row), self.source.labels.row(row), self.source.image_name(row)
 
 
-def splits_of(scenes, is_stream=False, few=23):
+def with_one_label(images):
+    """The pictures, of whose labels the first stays."""
+    other = copy.copy(images)
+    other.labels = SparseTargets.from_dense(F.one_hot(images.targets.argmax(1), images.targets.shape[1]).to(torch.int8))
+    return other
+
+
+def splits_of(scenes, is_stream=False, few=23, one_label=False):
     """Numbers of pictures that two processes cannot share evenly."""
     splits = read_splits(scenes)
     parts = splits.train, splits.val.select(range(few)), splits.test.select(range(31))
+    if one_label:
+        parts = tuple(map(with_one_label, parts))
     return Splits(*map(InMemory, parts)) if is_stream else Splits(*parts)
 
 
@@ -55,15 +66,16 @@ def run(scenes, job, output, interrupting=None):
     recipe = load_recipe(Path(__file__).with_name('tiny.toml')).override({**RECIPE, **job['changes']})
     if job.get('wide'):
         recipe = recipe.override({'model.args.embed_dim': str(WIDE)})
-    steps, words = [], []
+    steps, words, most = [], [], _scoring.MOST_SCORES
+    _scoring.MOST_SCORES = job.get('most_scores', most)
 
     def on_epoch(record):
         steps.append(record.epoch)
 
     def attempt(**settings):
         return train(
-            recipe, splits_of(scenes, job.get('stream', False), job.get('few', 23)), device='cpu', on_epoch=on_epoch,
-            output=output if job.get('output') else None, **settings)
+            recipe, splits_of(scenes, job.get('stream', False), job.get('few', 23), job.get('one_label', False)),
+            device='cpu', on_epoch=on_epoch, output=output if job.get('output') else None, **settings)
 
     try:
         if interrupting is None:
@@ -78,7 +90,9 @@ def run(scenes, job, output, interrupting=None):
             result = attempt(resume='auto')
     except (TrainingError, ValueError) as error:
         return {'error': f'{type(error).__name__}: {error}'}
-    assert result.is_main_process == (result.val_logits is not None)
+    finally:
+        _scoring.MOST_SCORES = most
+    assert (result.is_main_process and job.get('most_scores') != 0) == (result.val_logits is not None)
     return {
         'weights': result.model.state_dict(), 'epochs': [record.as_row() for record in result.epochs],
         'test': dict(result.test_metrics), 'logits': result.val_logits, 'targets': result.val_targets,

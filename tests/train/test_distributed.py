@@ -25,6 +25,7 @@ LAUNCHERS = {
         sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2',
         '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0'],
 }
+TEACHER = '{name = "test_resnet", pretrained = false, precision = "fp32", image_size = 32}'
 JOBS = {
     'plain': {'changes': {}},
     'parts': {'changes': {'grad_accum_steps': '2', 'ema_decay': '0.5'}},
@@ -46,6 +47,13 @@ JOBS = {
         'epochs': '1', 'batch_size': '64', 'optimizer.name': 'sgd', 'optimizer.lr': '1.0',
         'optimizer.weight_decay': '0', 'schedule.name': 'constant', 'schedule.warmup_epochs': '0'}},
     'sync_bn': {'changes': {'sync_bn': 'true'}},
+    'teacher': {'changes': {
+        'teacher': TEACHER, 'task': 'single_label', 'loss.name': 'cross_entropy', 'loss.args': '{smoothing = 0.1}',
+        'grad_accum_steps': '2', 'ema_decay': '0.5'}, 'one_label': True, 'few': 9, 'most_scores': 0},
+    'teacher_sum': {'changes': {'teacher': TEACHER}},
+    'teacher_fsdp': {'changes': {
+        'teacher': TEACHER, 'fsdp': 'true', 'task': 'single_label', 'loss.name': 'cross_entropy', 'loss.args': '{}',
+        'batch_size': '8'}, 'one_label': True, 'few': 9, 'most_scores': 0},
     'prior': {'changes': {
         'partial': '{scheme = "random_per_sample", drop_prob = 0.5}', 'loss.name': 'class_aware_selective',
         'loss.args': '{mode = "selective", likelihood_topk = 1, prior_threshold = 0.5}',
@@ -73,9 +81,9 @@ def launched(tiny_scenes, tmp_path_factory):
     return found
 
 
-def alone(scenes, name, tmp_path):
+def alone(scenes, name, tmp_path, **others):
     changes = {key: value for key, value in JOBS[name]['changes'].items() if key != 'fsdp'}
-    return run(scenes, {**JOBS[name], 'changes': changes, 'output': False}, tmp_path)
+    return run(scenes, {**JOBS[name], 'changes': changes, 'output': False, **others}, tmp_path)
 
 
 def check_same(found, want, tolerance):
@@ -144,6 +152,21 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(launched, tiny_sc
     assert other_words.replace('SIGTERM', 'a signal to another process') == words
     check_same(main, alone(tiny_scenes, name, tmp_path), tolerance=2e-5)
     assert (folder / 'summary.json').exists() and (folder / 'results.csv').exists()
+
+
+@pytest.mark.parametrize(('name', 'tolerance'), [('teacher', 2e-5), ('teacher_sum', 2e-5), ('teacher_fsdp', 1e-3)])
+def test_two_processes_learn_from_a_teacher_as_one(launched, tiny_scenes, tmp_path, name, tolerance):
+    main, other, _ = launched['torchrun', name]
+    want = alone(tiny_scenes, name, tmp_path)
+    for key, weight in want['weights'].items():
+        torch.testing.assert_close(main['weights'][key], weight, rtol=tolerance, atol=tolerance)
+        assert torch.equal(main['weights'][key], other['weights'][key])
+    assert main['epochs'][-1]['train_loss'] == pytest.approx(want['epochs'][-1]['train_loss'], rel=1e-4)
+    if 'most_scores' in JOBS[name]:  # counted in each process
+        assert main['test'] == other['test'] == pytest.approx(want['test'], rel=1e-4) and main['logits'] is None
+        assert main['epochs'][0]['val_top5'] == other['epochs'][0]['val_top5'] == want['epochs'][0]['val_top5']
+        kept = alone(tiny_scenes, name, tmp_path, most_scores=1 << 20)
+        assert kept['test'] == pytest.approx(want['test'], rel=1e-6) and len(kept['logits']) == 9
 
 
 @pytest.mark.parametrize('name', ['uneven', 'fsdp_uneven'])

@@ -74,7 +74,7 @@ def build_teacher(
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
     teacher = Teacher(
-        model, mean=config['mean'], std=config['std'], columns=_columns(settings.name, model, label_names),
+        model, mean=config['mean'], std=config['std'], columns=_columns(settings, model, label_names),
         image_size=settings.image_size or None, precision=PRECISIONS[settings.precision],
         compiled=settings.torchcompile)
     if settings.cache:
@@ -97,8 +97,11 @@ def _network(settings: TeacherSettings, num_classes: int) -> nn.Module:
     return model
 
 
-def _columns(name: str, model: Any, label_names: Sequence[str]) -> list[int] | None:
+def _columns(settings: TeacherSettings, model: Any, label_names: Sequence[str]) -> list[int] | None:
     """Which outputs are the student's classes; None for all, in their order."""
+    if not settings.pretrained:
+        return None
+    name = settings.name
     known = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
     subset = infer_imagenet_subset({'num_classes': model.num_classes})
     if not known and subset and all(map(SYNSET.fullmatch, label_names)):
