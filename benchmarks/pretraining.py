@@ -38,7 +38,9 @@ TREE_SEEDS, TEACHER_SEEDS = 5, 3
 # What another kind of network changes in the recipes scenes_usi and scenes_no_teacher: nothing but the network.
 FAMILIES: Mapping[str, Mapping[str, str]] = {
     'CNN': {'model.name': 'test_resnet'},
-    'ViT': {'model.name': 'test_vit', 'model.args.img_size': '32', 'model.args.patch_size': '8'},
+    'ViT': {
+        'model.name': 'levit_128s', 'model.args.img_size': '32', 'model.args.stem_type': 's8',
+        'model.args.embed_dim': '[48, 64, 96]', 'model.args.num_heads': '[3, 4, 6]', 'model.args.depth': '[2, 2, 2]'},
     'mobile': {'model.name': 'mobilenetv3_small_050'},
     'MLP': {'model.name': 'mixer_scenes', 'model.args.img_size': '32'},
 }
