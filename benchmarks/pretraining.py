@@ -55,7 +55,7 @@ POLL_SECONDS = 0.2
 def mixer_scenes(pretrained: bool = False, **kwargs: object) -> MlpMixer:
     """An MLP-Mixer small enough for pictures of 32 pixels; timm's entry points fix the sizes of theirs."""
     return build_model_with_cfg(
-        MlpMixer, 'mixer_s16_224', pretrained, **{'patch_size': 4, 'num_blocks': 6, 'embed_dim': 96, **kwargs})
+        MlpMixer, 'mixer_s16_224', pretrained, **{'patch_size': 4, 'num_blocks': 4, 'embed_dim': 64, **kwargs})
 
 
 @dataclass(frozen=True)
