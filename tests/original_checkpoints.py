@@ -33,8 +33,12 @@ class ArchFixture:
         values = (0.5 * uniform(self.facts['input_name'], shape) + 0.5 * (ramp % 1)) * (1 + (5 * i + 3 * j) % 7) / 7
         return torch.from_numpy(values.astype(np.float32))
 
+    @property
+    def bound(self):
+        return max(1e-5, 10 * self.facts['float32_vs_float64_relative_l2'])
+
     def check_logits(self, logits):
-        bound = max(1e-5, 10 * self.facts['float32_vs_float64_relative_l2'])
+        bound = self.bound
         assert list(logits.shape) == self.facts['logits_shape']
         want = self.expected['logits_first64']
         got = logits[:, :want.shape[1]]
@@ -42,6 +46,13 @@ class ArchFixture:
         assert logits.argmax(1).tolist() == self.facts['argmax']
         torch.testing.assert_close(
             logits.double().norm(dim=1), self.expected['logits_l2'].double(), rtol=bound, atol=0)
+        off = (logits.double().sum(dim=1) - self.expected['logits_sum'].double()).abs()
+        assert (off <= bound * logits.double().norm(dim=1) * logits.shape[1] ** 0.5).all()
+
+    def check_pooled(self, pooled):
+        want = self.expected['pooled']
+        assert pooled.shape == want.shape
+        assert (pooled - want).norm() / want.norm() <= self.bound
 
 
 def uniform(name, shape):

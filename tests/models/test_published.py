@@ -302,8 +302,11 @@ def test_conversion_gives_the_original_outputs_and_survives_a_file(case, arch_fi
     buffers = math.prod(converted['head.query_embed'].shape) if 'head.query_embed' in converted else 0
     assert sum(parameter.numel() for parameter in model.parameters()) + buffers == fixture.facts['num_params']
     with torch.inference_mode():
-        logits = model(fixture.images())
+        features = model.forward_features(fixture.images())
+        logits = model.forward_head(features)
+        pooled = features.mean((2, 3)) if 'tresnet' in case else model.forward_head(features, pre_logits=True)
     fixture.check_logits(logits)
+    fixture.check_pooled(pooled)
 
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
