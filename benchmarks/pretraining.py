@@ -138,6 +138,10 @@ def weights_folder(arm: str, seed: int, scratch: Path) -> Path:
     return scratch / 'weights' / f'{arm.replace(", ", "-").replace(" ", "-")}-{seed}'
 
 
+def has_weights(job: Job) -> bool:
+    return (weights_folder(job.arm, job.seed, job.scratch) / 'config.json').exists()  # it is written last
+
+
 def pictures(job: Job) -> Path:
     """The arm's pictures of the seed; arms with equal settings share a folder."""
     recipe = job.recipe
@@ -205,7 +209,7 @@ def run_all(jobs: Sequence[Job], done: list[dict[str, object]], runs: Path, proc
     needed = {(ARMS[job.arm].needs, job.seed) for job in missing if ARMS[job.arm].needs}
     waiting = [
         job for job in jobs if job in missing
-        or (job.arm, job.seed) in needed and not weights_folder(job.arm, job.seed, job.scratch).exists()]
+        or (job.arm, job.seed) in needed and not has_weights(job)]
     again = {(job.arm, job.seed) for job in waiting} & finished
     with multiprocessing.get_context('spawn').Pool(processes) as pool:  # leaving ends what still runs
         # Before two processes want the same ones.
@@ -217,13 +221,18 @@ def run_all(jobs: Sequence[Job], done: list[dict[str, object]], runs: Path, proc
         running: dict[Job, object] = {}
         is_trained = {(job.arm, job.seed) for job in jobs} - {(job.arm, job.seed) for job in waiting}
         while (waiting or running) and time.monotonic() < until:
-            for job in sorted(waiting, key=lambda job: (not _is_needed(job), job.seed)):
+            for job in sorted(waiting, key=_turn):
                 if len(running) < processes and (
                         not ARMS[job.arm].needs or (ARMS[job.arm].needs, job.seed) in is_trained):
                     waiting.remove(job)
                     running[job] = pool.apply_async(run_one, (job,))
             for job in [job for job, task in running.items() if task.ready()]:
-                row = running.pop(job).get()
+                try:
+                    row = running.pop(job).get()
+                except Exception as error:  # the others go on; those that wait for its weights never start
+                    print(f'{job.arm}, seed {job.seed}: {type(error).__name__}: {error}', flush=True)
+                    waiting = [other for other in waiting if (ARMS[other.arm].needs, other.seed) != (job.arm, job.seed)]
+                    continue
                 is_trained.add((job.arm, job.seed))
                 if (job.arm, job.seed) not in again:
                     done.append(row)
@@ -234,8 +243,10 @@ def run_all(jobs: Sequence[Job], done: list[dict[str, object]], runs: Path, proc
             time.sleep(POLL_SECONDS)
 
 
-def _is_needed(job: Job) -> bool:
-    return any(arm.needs == job.arm for arm in ARMS.values())
+def _turn(job: Job) -> tuple[bool, bool, int]:
+    """What others wait for comes first, then the claim that has the most seeds."""
+    is_needed = any(arm.needs == job.arm for arm in ARMS.values())
+    return not is_needed, ARMS[job.arm].seeds < TREE_SEEDS, job.seed
 
 
 def _picture_key(job: Job) -> tuple[object, ...]:
