@@ -137,8 +137,10 @@ def test_low_precision_is_autocasts_to_the_bit(name):
 
 
 def test_its_precision_is_its_own_where_the_student_is_under_autocast():
-    teacher, images = Teacher(small(), mean=MEAN, std=STD), raw_pictures(32)
-    want = teacher(images)
+    model, images = small().eval(), raw_pictures(32)
+    teacher = Teacher(model, mean=MEAN, std=STD, image_size='student')
+    with torch.no_grad():
+        want = model(teacher.prepare(images))
     with torch.autocast('cpu', torch.bfloat16):
         got = teacher(images)
     assert torch.equal(got, want) and got.dtype == torch.float32

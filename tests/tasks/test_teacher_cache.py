@@ -77,6 +77,18 @@ def test_a_picture_twice_in_a_batch_is_kept_once(tmp_path):
     assert len(cache) == 2
 
 
+def test_what_another_wrote_meanwhile_is_kept_once(tmp_path):
+    ask, caches = Asked(), [build(tmp_path), build(tmp_path)]
+    for cache in caches:
+        cache.answer(pictures(), ask)
+    for cache in caches:
+        cache.flush()
+    assert len(parts(tmp_path)) == 1 and ask.count == 8
+    for cache in [*caches, build(tmp_path)]:
+        cache.answer(pictures(), ask)
+        assert len(cache) == 4 and ask.count == 8
+
+
 def test_an_empty_batch_is_one(tmp_path):
     assert build(tmp_path).answer(pictures(0), Asked()).shape == (0, CLASSES)
 
