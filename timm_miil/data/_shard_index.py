@@ -1,5 +1,6 @@
 """The index of a split's shards: which files there are, whole or broken, and what they show together."""
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -62,7 +63,7 @@ class ShardIndex:
     labels: tuple[LabelCounts, ...]
     shards: tuple[Shard, ...]
 
-    @property
+    @functools.cached_property  # a stream asks for it at every picture, of up to 11,221 labels
     def label_names(self) -> tuple[str, ...]:
         """C names."""
         return tuple(label.name for label in self.labels)
