@@ -54,6 +54,14 @@ SHORTER = {
     'scenes_asl': ['--epochs', '1', '--set', 'scenes.num_train=64', 'scenes.num_val=64', 'scenes.num_test=64'],
     'finetune': [
         '--epochs', '1', '--workers', '0', '--img-size', '64', '--set', 'model.args.pretrained_backbone=false'],
+    # No synset of the made-up release is above another: all are of the deepest level.
+    'in21k_semantic': [
+        '--epochs', '1', '--workers', '0', '--model', 'test_resnet', '--img-size', '32', '--batch-size', '8', '--set',
+        'precision=fp32', 'model.pretrained=false', 'loss.args.include_deepest=true'],
+    'usi_imagenet': [
+        '--epochs', '10', '--workers', '0', '--model', 'test_resnet', '--teacher', 'test_vit', '--img-size', '32',
+        '--batch-size', '8', '--set', 'stop_epoch=1', 'precision=fp32', 'teacher.pretrained=false',
+        'teacher.precision=bf16'],
 }
 
 
@@ -67,6 +75,7 @@ def folder(tmp_path_factory, short_run):
     synsets = in21k_corpus.make_corpus(folder / 'winter21_whole', synsets=20)
     (folder / 'wordnet.is_a.txt').write_text(''.join(f'n99999999 {synset}\n' for synset in synsets))
     (folder / 'words.txt').write_text(''.join(f'{synset}\tthing\n' for synset in synsets))
+    (folder / 'imagenet').symlink_to(folder / 'imagenet21k_p')
     make_scenes(folder / 'my_pictures', SceneConfig(num_train=72, num_val=32, num_test=32, image_size=32))
     return folder
 

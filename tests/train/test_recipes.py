@@ -114,7 +114,8 @@ def test_a_teacher_is_all_that_its_twin_lacks(kind):
 
 def test_the_complete_recipe_of_usi():
     recipe = load_recipe('usi_imagenet')
-    assert (recipe.teacher.task_loss_weight, recipe.teacher.distill_loss_weight, recipe.teacher.temperature) == (1, 5, 1)
+    teacher = recipe.teacher
+    assert (teacher.task_loss_weight, teacher.distill_loss_weight, teacher.temperature) == (1, 5, 1)
     other = recipe.override({'model.name': 'mobilenetv3_large_100'})
     assert changes(recipe, other) == {'model'}
 

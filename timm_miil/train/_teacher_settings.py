@@ -36,7 +36,7 @@ class TeacherSettings:
         torchcompile: Compile the teacher, also where the student is not.
         cache: Folder to keep its answers in for the next training; '' keeps none. Only pictures that come again to the
             bit are found again.
-        cache_topk: Classes of an answer that are kept, the likeliest, at least 1.
+        cache_topk: Classes of an answer that are kept, the likeliest, at least 1; for the task 'semantic' all.
         cache_gb: Most gigabytes (10^9 bytes) of the folder, above 0.
     """
     name: str
@@ -60,7 +60,8 @@ class TeacherSettings:
         check_range(task_loss_weight=self.task_loss_weight, low=0.0, high=math.inf)
         check_range(distill_loss_weight=self.distill_loss_weight, low=0.0, high=math.inf)
         if not self.distill_loss_weight:
-            raise ValueError('distill_loss_weight must be above 0, got 0, which asks the teacher nothing; leave it out.')
+            raise ValueError(
+                'distill_loss_weight must be above 0, got 0, which asks the teacher nothing; leave the teacher out.')
         check_range(temperature=self.temperature, low=TEMPERATURES[0], high=TEMPERATURES[1], closed=True)
         check_choice(precision=self.precision, choices=TEACHER_PRECISIONS)
         check_not_negative(image_size=self.image_size)

@@ -166,7 +166,7 @@ def build_task(
     is_soft = bool(_mixup_settings(recipe)) or not isinstance(criterion, INDEX_LOSSES)
     task: ClassificationTask
     if teacher is not None and recipe.teacher is not None:
-        weights = {
+        weights: dict[str, Any] = {
             'task_loss_weight': recipe.teacher.task_loss_weight,
             'distill_loss_weight': recipe.teacher.distill_loss_weight}
         if recipe.task == 'semantic':

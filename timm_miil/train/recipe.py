@@ -118,11 +118,10 @@ class Recipe:
                 f"prior is for the loss 'class_aware_selective', got {self.loss.name!r}; leave the prior out.")
         if self.teacher is not None and self.task == 'zero_shot':
             raise ValueError("teacher must be left out of task 'zero_shot', whose classes no teacher has.")
-        if self.teacher is not None and self.task == 'semantic' and (
-                self.teacher.temperature != 1 or self.teacher.cache):
+        if self.teacher is not None and self.task == 'semantic' and self.teacher.temperature != 1:
             raise ValueError(
-                "teacher.temperature must be 1 and teacher.cache empty with task 'semantic', whose distance has no "
-                'temperature and asks for all classes.')
+                f"teacher.temperature must be 1 with task 'semantic', whose distance has none, got "
+                f'{self.teacher.temperature}.')
         if self.scenes is not None and self.tree_scenes is not None:
             raise ValueError('scenes and tree_scenes must not both be given; set one to none.')
         if self.data.ancestors and self.is_exclusive:
@@ -170,8 +169,8 @@ class Recipe:
         """What is trained, in words."""
         backbone = self.model.args.get('backbone')
         teacher = '' if self.teacher is None else f' and the teacher {self.teacher.name}'
-        return (
-            f'{self.model.name}{f" on {backbone}" if backbone else ""}, trained with the loss {self.loss.name}{teacher}')
+        model = f'{self.model.name} on {backbone}' if backbone else self.model.name
+        return f'{model}, trained with the loss {self.loss.name}{teacher}'
 
     def to_toml(self) -> str:
         """All settings as a file that `load_recipe` reads back: an equal recipe."""

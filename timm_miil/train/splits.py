@@ -124,7 +124,7 @@ def hold_out(splits: Splits, unseen_labels: Sequence[str]) -> Splits:
             raise ValueError(
                 f'unseen_labels must leave pictures and labels, got {len(unseen_labels)} of {len(images.label_names)} '
                 f'labels, which leave {len(rows)} pictures in {split}; hold out fewer labels.')
-    return dataclasses.replace(splits, **kept)
+    return dataclasses.replace(splits, train=kept['train'], val=kept['val'])
 
 
 def forget_labels(images: _Images, settings: PartialSettings, *, seed: int) -> _Images:
@@ -222,8 +222,8 @@ def _drawn(source: LabelledImages | ImageStream, count: int, seed: int) -> Label
 
 def _with_ancestors(splits: Splits) -> Splits:
     tree = _read_tree(splits, 'data.ancestors')
-    parts = (part and with_ancestors(part, tree) for part in (splits.train, splits.val, splits.test))
-    return Splits(*parts, tree=tree)  # type: ignore[arg-type]
+    test = None if splits.test is None else with_ancestors(splits.test, tree)
+    return Splits(with_ancestors(splits.train, tree), with_ancestors(splits.val, tree), test, tree)
 
 
 def _read_tree(splits: Splits, who: str) -> ClassTree:

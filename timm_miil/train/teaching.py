@@ -87,7 +87,7 @@ def build_teacher(
 
 def _network(settings: TeacherSettings, num_classes: int) -> nn.Module:
     # One that has weights has its classes.
-    classes = {} if settings.pretrained else {'num_classes': num_classes}
+    classes: dict[str, Any] = {} if settings.pretrained else {'num_classes': num_classes}
     try:
         model: nn.Module = create_model(settings.name, pretrained=settings.pretrained, **classes, **settings.args)
     except OSError as error:

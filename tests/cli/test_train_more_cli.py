@@ -1,0 +1,89 @@
+"""`timm-miil train` on labels that form a tree, and with a teacher: what it prints, what the card says, what runs next."""
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import timm_miil.train._scoring as scoring_module
+from timm_miil.cli.main import main
+from timm_miil.train import load_recipe
+
+TINY = Path(__file__).parent.parent / 'train' / 'tiny.toml'
+TREE = ['tree_scenes.num_colours=2', 'tree_scenes.num_train=100', 'tree_scenes.num_val=100',
+        'tree_scenes.num_test=100', 'tree_scenes.image_size=32']
+
+
+def run(*words):
+    return main(['train', *map(str, words)])
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """A network in a folder; it has 33 classes without names."""
+    folder = tmp_path_factory.mktemp('teacher')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model('test_resnet', num_classes=33)
+    timm.models.save_for_hf(model, str(folder), safe_serialization=True)
+    return folder
+
+
+def test_labels_that_form_a_tree(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(TINY, '--output', 'a', '--loss', 'semantic_softmax', '--epochs', 1, '--set', 'task=semantic', *TREE) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('a/scenes: 100 pictures to train on, 100 to validate, 100 to test; 33 labels\n')
+    assert re.search(r'^epoch 1/1: .*, val semantic top-1 \d+\.\d\d', out, re.MULTILINE)
+    printed = re.search(r'^test semantic top-1 (\d+\.\d\d) ', out, re.MULTILINE)[1]
+    config = json.loads(Path('a/model/config.json').read_text())
+    assert config['problem_type'] == 'single_label_classification'
+    card = Path('a/model/README.md').read_text(encoding='utf-8')
+    for words in (
+            f'| top-1 accuracy averaged over the levels of the label tree, percent | test | {printed} |',
+            '| top-1 accuracy, percent | test |', 'arXiv:2104.10972', 'Tree scenes of handwritten digits', '33 labels'):
+        assert words in card, words
+    assert Path('a/report.html').is_file()
+    commands = [shlex.split(line) for line in out.splitlines()[-2:]]
+    assert [words[1] for words in commands] == ['predict', 'validate'], 'thresholds are for several labels'
+    for _, *words in commands:
+        assert main(['a/scenes/test' if word == 'PICTURES' else word for word in words]) == 0
+    top1 = re.search(r'\| top-1 accuracy, percent \| test \| (\d+\.\d+) \|', card)[1]
+    assert f'\ntop-1 {top1}\n' in capsys.readouterr().out
+
+
+def test_scores_that_are_counted_make_no_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scoring_module, 'MOST_SCORES', 0)
+    assert run(TINY, '--output', tmp_path / 'a', '--loss', 'cross_entropy', '--epochs', 1, '--set',
+               'task=single_label', *TREE) == 0
+    out = capsys.readouterr().out
+    assert 'no report.html: so many scores of so many pictures are counted and not kept' in out
+    assert 'test top-1 ' in out and not (tmp_path / 'a' / 'report.html').exists()
+
+
+def test_a_teacher_is_named(tmp_path, capsys, teacher):
+    assert run(TINY, '--output', tmp_path / 'a', '--loss', 'cross_entropy', '--epochs', 1,
+               '--kd-model-name', f'local-dir:{teacher}', '--distill-loss-weight', 2, '--set', 'task=single_label',
+               'teacher.image_size=32', *TREE) == 0
+    recipe = load_recipe(tmp_path / 'a' / 'recipe.toml')
+    assert (recipe.teacher.name, recipe.teacher.distill_loss_weight) == (f'local-dir:{teacher}', 2)
+    card = (tmp_path / 'a' / 'model' / 'README.md').read_text(encoding='utf-8')
+    assert 'arXiv:2204.03475' in card and 'learnt from the labels and from the teacher' in card
+    assert f'`local-dir:{teacher}`, weighted 1 and 2' in card
+    page = (tmp_path / 'a' / 'report.html').read_text(encoding='utf-8')
+    assert 'teacher' in page
+    capsys.readouterr()
+    assert run(TINY, '--output', tmp_path / 'b', '--teacher', 'resnet5', '--set', *TREE) == 2
+    assert "teacher.name must be a model of timm, got 'resnet5'; did you mean" in capsys.readouterr().err
+
+
+def test_the_arguments_of_a_teacher_are_not_for_another(tmp_path, capsys, teacher):
+    file = tmp_path / 'own.toml'
+    file.write_text(TINY.read_text() + '\n[teacher]\nname = "test_vit"\n[teacher.args]\nimg_size = 32\n')
+    assert run(file, '--output', tmp_path / 'a', '--teacher', f'local-dir:{teacher}', '--set', 'epochs=1',
+               'scenes.num_classes=33', 'scenes.num_train=48', 'scenes.num_val=33', 'scenes.num_test=33',
+               'scenes.image_size=32') == 0
+    assert 'teacher.args are left out, since they are for test_vit: img_size' in capsys.readouterr().err
