@@ -7,8 +7,8 @@
 A step is forward, loss, backward and AdamW, on batches that lie ready; weights are random. The student's pictures have
 ImageNet's statistics and the teacher's none, so every teacher re-normalises. "By hand" is the loop one writes down: the
 teacher in float32, without gradients or, if that was forgotten, with them. timm's is its task, under the student's
-autocast. "From disk" has the answers to all its pictures, of the likeliest classes. The others have the same loss, which
-is looked at before they are timed.
+autocast. "From disk" has the answers to all its pictures, of the likeliest classes. The others have the same loss, and
+that is looked at before they are timed.
 """
 import argparse
 import contextlib
