@@ -18,6 +18,12 @@ def test_the_size_of_the_recipe_wins_over_the_models(tiny_recipe):
     assert resolve_model_data_config(larger)['input_size'] == (3, 64, 64)
 
 
+def test_evaluation_keeps_the_part_that_the_recipe_says(tiny_recipe):
+    plain = resolve_model_data_config(build_model(tiny_recipe, LABELS))
+    found = resolve_model_data_config(build_model(tiny_recipe.override({'augment.crop_pct': '0.95'}), LABELS))
+    assert plain['crop_pct'] == 1.0 and found == {**plain, 'crop_pct': 0.95}
+
+
 @pytest.mark.parametrize('changes', [{'augment.name': 'paper'}, {'augment.image_size': '96'}])
 def test_tests_are_on_pictures_of_the_trained_size(changes):
     plain = load_recipe('finetune').override({'model.args.pretrained_backbone': 'false', 'augment.name': 'crop'})

@@ -82,7 +82,7 @@ def train(
         The trained model with what was measured, in every process.
 
     Raises:
-        CheckpointError: If the checkpoint to resume is damaged.
+        CheckpointError: If the checkpoint to resume, or the file of the tree, is damaged.
         FileNotFoundError: If a data file or the checkpoint is missing.
         ImageError: If a picture cannot be read.
         ImportError: If Accelerate or a tracker is not installed.

@@ -88,7 +88,8 @@ class TrainResult:
         recipe: The recipe.
         splits: The pictures, as they were learnt from.
         val_logits: What the model says of the validation pictures, float32 (N, C) in host memory, in their order (of
-            a stream, in the order in which it was read); None on other processes than the main one.
+            a stream, in the order in which it was read); None on other processes than the main one, and where so many
+            scores of one label a picture were counted instead.
         val_targets: What they show, int8 (N, C), likewise.
         is_main_process: Whether this process is the one to write and to print.
     """
