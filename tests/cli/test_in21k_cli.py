@@ -69,7 +69,25 @@ def test_a_damaged_tar_file_is_status_1_and_named(folder, capsys):
     assert list(json.loads(Path('out/report.json').read_text())['damaged']) == ['n00000002']
 
 
+def test_what_was_made_is_checked(folder, capsys):
+    assert main(COMMAND) == 0
+    capsys.readouterr()
+    assert main(['in21k', 'check', 'out', '-j', '0']) == 0
+    assert capsys.readouterr().out == 'out: all as it was made\n'
+    for path in Path('out/train').glob('*/*.jpg'):
+        path.unlink()
+    for number in range(30):
+        Path(f'out/val/n00000001/{number:02}.jpg').touch()
+    assert main(['in21k', 'check', 'out', '-j', '0']) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'train/n00000001/n00000001_1.jpg is missing' and len(lines) == 22
+    assert lines[20:] == ['and 16 more', 'out: 36 files or folders are wrong']
+
+
 @pytest.mark.parametrize(('words', 'message'), [
+    (['in21k', 'prepare', 'in'], 'prepare needs --out'),
+    (['in21k', 'check', 'in', '--out', 'out'], 'and no --out'),
+    (['in21k', 'check', 'in'], 'in has no manifest.jsonl'),
     (['in21k', 'prepare', 'in', '--out', 'out', '-j', '0'], 'fall11 must give 11221 classes, got 0; out/report.json'),
     ([*COMMAND, '--release', 'winter21'], 'min_images must be 500 for the 10450 classes of winter21, got 2'),
     ([*COMMAND, '--tree', 'a', '--is-a', 'b'], 'not allowed with argument'),

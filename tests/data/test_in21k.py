@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from PIL import Image
 from timm.data import create_dataset
 from torchvision.datasets import ImageFolder
 
+from timm_miil._locks import locked
 from timm_miil.data import (
-    ClassTree, ImageStream, load_image, open_split, read_class_tree, with_ancestors, write_class_tree)
-from timm_miil.data.in21k import RELEASES, Release, prepare_in21k, read_is_a, read_words
+    ClassTree, ImageStream, in21k, load_image, open_split, read_class_tree, with_ancestors, write_class_tree)
+from timm_miil.data.in21k import RELEASES, Release, check_in21k, prepare_in21k, read_is_a, read_words
 from timm_miil.losses import SemanticHierarchy
 
 forks = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')  # Python 3.12, where torch has threads
@@ -51,6 +53,18 @@ def prepared(corpus, tmp_path_factory):
     """The made-up release, prepared at one go."""
     out = tmp_path_factory.mktemp('prepared') / 'out'
     return out, prepare_in21k(corpus[0], out, **SMALL)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Three synsets of six pictures, and a fourth that is too small."""
+    for number in range(1, 4):
+        synset = f'n0000000{number}'
+        files = {name: picture(number * 10 + place) for place, name in enumerate(names(synset, 6))}
+        (write_tar if number == 2 else write_folder)(
+            tmp_path / 'in' / (f'{synset}.tar' if number == 2 else synset), files)
+    write_folder(tmp_path / 'in' / 'n00000004', {'a.JPEG': picture(4)})
+    return tmp_path
 
 
 def omitted(report):
@@ -125,6 +139,36 @@ def test_a_second_run_makes_nothing_anew(corpus, prepared):
     assert (contents(out), stamps(out), told) == (before, files, [('synsets', 240, 240)])
 
 
+def test_a_check_finds_every_picture_that_is_not_as_it_was_made(small):
+    out = small / 'out'
+    prepare_in21k(small / 'in', out, **SMALL)
+    told = []
+    assert check_in21k(out, workers=0, on_progress=lambda *words: told.append(words)) == []
+    assert told == [(done, 6) for done in range(1, 7)]
+    train = out / 'train' / 'n00000001'
+    data = bytearray((train / 'n00000001_3.jpg').read_bytes())
+    data[-10] ^= 1
+    (train / 'n00000001_3.jpg').write_bytes(data)
+    (train / 'n00000001_4.jpg').unlink()
+    (train / 'mine.jpg').touch()
+    (out / 'val' / 'mine').mkdir()
+    shutil.rmtree(out / 'val' / 'n00000002')
+    assert check_in21k(out, workers=0) == [
+        'train/n00000001/mine.jpg is not in the manifest', 'train/n00000001/n00000001_3.jpg has other bytes',
+        'train/n00000001/n00000001_4.jpg is missing', 'val/mine is not in the manifest',
+        'val/n00000002/n00000002_0.jpg is missing', 'val/n00000002/n00000002_1.jpg is missing']
+
+
+@pytest.mark.parametrize('line', [
+    '{', '[]', '{"file": "train/a.jpg", "sha256": ""}', '{"file": "train/../a", "sha256": ""}'])
+def test_what_is_no_manifest_is_refused(tmp_path, line):
+    (tmp_path / 'manifest.jsonl').write_text(line)
+    with pytest.raises(ValueError, match=r'manifest.jsonl:1 must have a file and its sha256, got '):
+        check_in21k(tmp_path, workers=0)
+    with pytest.raises(FileNotFoundError, match='has no manifest.jsonl; prepare_in21k writes it'):
+        check_in21k(tmp_path / 'none', workers=0)
+
+
 # ---- runs that end early
 
 KILLED = '''
@@ -160,18 +204,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(corpus, prepared, tmp
     assert not (out / '.in21k' / 'unfinished').exists()
 
 
-@pytest.fixture
-def small(tmp_path):
-    """Three synsets of six pictures, and a fourth that is too small."""
-    for number in range(1, 4):
-        synset = f'n0000000{number}'
-        files = {name: picture(number * 10 + place) for place, name in enumerate(names(synset, 6))}
-        (write_tar if number == 2 else write_folder)(
-            tmp_path / 'in' / (f'{synset}.tar' if number == 2 else synset), files)
-    write_folder(tmp_path / 'in' / 'n00000004', {'a.JPEG': picture(4)})
-    return tmp_path
-
-
 def test_a_finished_synset_stays_without_its_source_and_is_made_again_when_it_is_lost(small):
     report = prepare_in21k(small / 'in', small / 'out', **SMALL)
     whole = contents(small / 'out')
@@ -198,6 +230,24 @@ def test_a_tar_file_of_another_size_and_a_new_synset_are_taken(small):
     write_tar(small / 'in' / 'n00000002.tar', {'a.JPEG': picture(1)})
     assert 'n00000002' not in prepare_in21k(small / 'in', small / 'out', **SMALL).classes
     assert not (small / 'out' / 'train' / 'n00000002').exists()
+
+
+def test_what_cannot_be_written_says_that_the_rest_is_kept(small):
+    prepare_in21k(small / 'in', small / 'out', **SMALL)
+    shutil.rmtree(small / 'out' / 'train' / 'n00000003')
+    (small / 'out' / 'train' / 'n00000003').touch()
+    with pytest.raises(OSError, match=r'cannot prepare n00000003 \(.*\); what is finished is kept, run it again to go'):
+        prepare_in21k(small / 'in', small / 'out', **SMALL)
+    (small / 'out' / 'train' / 'n00000003').unlink()
+    assert len(prepare_in21k(small / 'in', small / 'out', **SMALL).classes) == 3
+
+
+def test_two_processes_do_not_prepare_one_folder(small, monkeypatch):
+    prepare_in21k(small / 'in', small / 'out', **SMALL)
+    monkeypatch.setattr(in21k, 'LOCK_SECONDS', 0.2)
+    with locked(small / 'out' / '.in21k' / 'lock', seconds=1), pytest.raises(
+            BlockingIOError, match='out is being prepared by another process; wait for its end, or choose another'):
+        prepare_in21k(small / 'in', small / 'out', **SMALL)
 
 
 def test_other_settings_and_other_folders_are_refused(small):

@@ -1,4 +1,4 @@
-"""`timm-miil in21k prepare`: ImageNet-21K-P of a release of ImageNet-21K."""
+"""`timm-miil in21k`: make ImageNet-21K-P of a release of ImageNet-21K, or check what was made."""
 import argparse
 import contextlib
 from collections import Counter
@@ -8,21 +8,27 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from timm_miil.cli._text import printable
-from timm_miil.data.in21k import MIN_IMAGES, RELEASES, REPORT_FILE, SIZE_PX, VAL_IMAGES, In21kReport, prepare_in21k
+from timm_miil.data.in21k import (
+    MIN_IMAGES, RELEASES, REPORT_FILE, SIZE_PX, VAL_IMAGES, In21kReport, check_in21k, prepare_in21k)
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
-HELP = 'make ImageNet-21K-P of the fall11 or winter21 release of ImageNet-21K'
+HELP = 'make ImageNet-21K-P of the fall11 or winter21 release of ImageNet-21K, or check it'
+
+MOST_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
-    parser.add_argument('action', choices=('prepare',), help='what to do')
+    parser.add_argument(
+        'action', choices=('prepare', 'check'),
+        help='make it, or compare every picture that was made with the manifest')
     parser.add_argument(
         'source', type=Path, metavar='SOURCE',
-        help='folder with a folder n01440764 or a tar file n01440764.tar for each synset; nothing in it is changed')
+        help='folder with a folder n01440764 or a tar file n01440764.tar for each synset; nothing in it is changed. Of '
+             'check, the folder that was made')
     parser.add_argument(
-        '--out', type=Path, metavar='DIR', required=True,
+        '--out', type=Path, metavar='DIR',
         help='where to write train/, val/, the tree, the manifest and the report; a run that was interrupted goes on '
              'where it was')
     parser.add_argument(
@@ -50,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(ns: argparse.Namespace) -> int:
-    """Prepare the pictures, and say what there is and what was left out; 1 if tar files are damaged."""
+    """Prepare pictures and say what was left out, 1 if tar files are damaged; or check them, 1 if some are wrong."""
+    if ns.action == 'check':
+        return _check(ns)
+    if ns.out is None:
+        raise ValueError('prepare needs --out, the folder to write into.')
     with contextlib.closing(_Bars()) as bars:
         report = prepare_in21k(
             ns.source, ns.out, release=ns.release, size=ns.size, resize=ns.resize, min_images=ns.min_images,
@@ -58,6 +68,21 @@ def run(ns: argparse.Namespace) -> int:
             images_per_shard=ns.images_per_shard, workers=ns.workers, on_progress=bars.show)
     print(_summary(report, ns.out), end='')
     return 1 if report.damaged else 0
+
+
+def _check(ns: argparse.Namespace) -> int:
+    if ns.out is not None:
+        raise ValueError('check takes the folder that was made, and no --out.')
+    with contextlib.closing(_Bars()) as bars:
+        problems = check_in21k(
+            ns.source, workers=ns.workers, on_progress=lambda done, total: bars.show('class folders', done, total))
+    for problem in problems[:MOST_SHOWN]:
+        print(printable(problem))
+    if len(problems) > MOST_SHOWN:
+        print(f'and {len(problems) - MOST_SHOWN} more')
+    said = f'{len(problems)} files or folders are wrong' if problems else 'all as it was made'
+    print(f'{printable(ns.source)}: {said}')
+    return 1 if problems else 0
 
 
 class _Bars:
@@ -71,7 +96,7 @@ class _Bars:
         """Move the bar; what is done at first was done by an earlier run, and says nothing of how long it takes."""
         if self._bar is None or part != self._part:
             self.close()
-            unit = 'synsets' if part == 'synsets' else 'pictures'
+            unit = {'synsets': 'synsets', 'class folders': 'folders'}.get(part, 'pictures')
             self._bar = tqdm(
                 desc=part, unit=unit, total=total, initial=done, disable=None, leave=False, dynamic_ncols=True)
             self._part = part

@@ -21,6 +21,7 @@ from timm_miil._atomic import whole_file, write_file
 from timm_miil._checks import check_choice, check_folder, check_not_negative, check_positive, shown
 from timm_miil._locks import locked
 from timm_miil.data._files import few
+from timm_miil.data._in21k_check import MANIFEST_FILE, check_in21k
 from timm_miil.data._in21k_classes import CUSTOM, RELEASES, Release, TreeMaker, read_is_a, read_words
 from timm_miil.data._in21k_source import Omission, SynsetSource, find_synsets
 from timm_miil.data._in21k_synset import RESIZE, SPLITS, Settings, SynsetJob, SynsetRecord, Workplace
@@ -29,10 +30,11 @@ from timm_miil.data.folder import read_split
 from timm_miil.data.hierarchy import TREE_FILE, ClassTree, write_class_tree
 from timm_miil.data.shards import write_shards
 
-__all__ = ['RELEASES', 'In21kReport', 'Omission', 'Release', 'prepare_in21k', 'read_is_a', 'read_words']
+__all__ = [
+    'RELEASES', 'In21kReport', 'Omission', 'Release', 'check_in21k', 'prepare_in21k', 'read_is_a', 'read_words']
 
 MIN_IMAGES, VAL_IMAGES, SIZE_PX = 500, 50, 224
-MANIFEST_FILE, REPORT_FILE, SHARDS_FOLDER = 'manifest.jsonl', 'report.json', 'shards'
+REPORT_FILE, SHARDS_FOLDER = 'report.json', 'shards'
 SHARDS_SEED = 0
 LOCK_SECONDS = 5.0
 
@@ -99,9 +101,9 @@ def prepare_in21k(
     """Make ImageNet-21K-P of a release of ImageNet-21K.
 
     `out` gets `train/<synset>/*.jpg` and `val/<synset>/*.jpg`, which the format 'folder' reads, and those of timm and
-    torchvision; `tree.json`; `manifest.jsonl` with size and SHA-256 of every picture; `report.json`; and, if asked for,
-    the same pictures once more in `shards/`. Everything is decided by the source and the settings, to the byte, with
-    one version of Pillow.
+    torchvision; `tree.json`; `manifest.jsonl` with size and SHA-256 of every picture, for `check_in21k`; `report.json`;
+    and, if asked for, the same pictures once more in `shards/`. Everything is decided by the source and the settings,
+    to the byte, with one version of Pillow.
 
     Each synset is made in a hidden folder and moved when it is whole. A run that was interrupted, by whatever, goes on
     with the synsets that are not finished; a finished one stays, also if its source is gone. It is made again if its
@@ -220,10 +222,10 @@ def _open(place: Workplace, settings: Settings) -> None:
         raise FileExistsError(
             f'{place.out} was made with other settings, {there} where {content} are asked for; choose another folder, '
             f'or delete it.')
+    write_file(path, content)  # first: without it, a folder with anything in it is someone else's
     for folder in (*(place.out / split for split in SPLITS), place.records):
         folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(place.unfinished, ignore_errors=True)
-    write_file(path, content)
 
 
 def _find_known(place: Workplace, synsets: Mapping[str, SynsetSource]) -> dict[str, SynsetRecord]:
@@ -248,7 +250,7 @@ def _find_known(place: Workplace, synsets: Mapping[str, SynsetSource]) -> dict[s
 
 
 def _count(folder: Path) -> int:
-    if not folder.exists():
+    if not folder.is_dir():
         return 0
     with os.scandir(folder) as entries:
         return sum(1 for _ in entries)
