@@ -14,7 +14,7 @@ from timm_miil.data import tree_scenes as tree_scenes_module
 SMALL = TreeSceneConfig(
     num_colours=2, num_train=120, num_val=66, num_test=67, shares=(0.34, 0.33, 0.33), image_size=32, seed=7)
 # Made by make_tree_scenes(..., SMALL) on 2026-11-27, numpy 2.4, scikit-learn 1.9, x86-64. It changes with FORMAT only.
-SMALL_SHA256 = 'affb56d5e230cecccec9cd86f9b13a6d25cb56d4315f258c8fae68b934a3d35e'
+SMALL_SHA256 = '0c69b740023ad34a0856c4e91830fe12b2c4db727e54e34b2acffcb3865141d4'
 
 
 def folder_digest(folder):
@@ -81,9 +81,9 @@ def test_source_digits_are_split_as_those_of_scenes_of_the_seed(monkeypatch, tmp
     def record(module, kind, name):
         paint = module.paint_scene
 
-        def painted(objects, glyphs, clutter, size, draws):
+        def painted(objects, glyphs, clutter, size, draws, **settings):
             drawn[kind].setdefault(tuple(clutter), set()).update(item.source for item in objects)
-            return paint(objects, glyphs, clutter, size, draws)
+            return paint(objects, glyphs, clutter, size, draws, **settings)
 
         monkeypatch.setattr(module, name, painted)
 
@@ -96,6 +96,22 @@ def test_source_digits_are_split_as_those_of_scenes_of_the_seed(monkeypatch, tmp
     assert len(pools) == 3 and pools.keys() == drawn['make_scenes'].keys()
     assert all(used <= set(pool) for kind in drawn.values() for pool, used in kind.items())
     assert sum(map(len, pools)) == len(classes) == len(set().union(*pools))
+
+
+def test_labels_of_one_depth_have_folders_of_their_own_alone(tmp_path):
+    settings = {'shares': (0.0, 1.0, 0.0), 'digit_side': (0.6, 0.9), 'fragments': (0, 0)}
+    config = TreeSceneConfig(**{**vars(SMALL), **settings})
+    folder = make_tree_scenes(tmp_path / 'set', config)
+    for split in ('train', 'val', 'test'):
+        records = open_split(folder, split)
+        assert records.label_names == tuple(f'digit {digit}' for digit in range(10))
+        assert len(records) == config.num_pictures(split)
+    assert make_tree_scenes(folder, config, on_progress=pytest.fail) == folder
+
+
+def test_the_last_depth_that_is_shown_takes_what_rounding_leaves():
+    config = TreeSceneConfig(num_train=101, num_val=101, num_test=101, num_colours=2, shares=(0.5, 0.5, 0.0))
+    assert config.depth_counts('train') == (50, 51, 0)
 
 
 def test_another_seed_gives_other_pictures(small, tmp_path):
@@ -129,7 +145,8 @@ def test_other_contents_are_refused_and_untouched(small, tmp_path):
 
 def test_settings_are_kept_beside_the_pictures(small):
     settings = json.loads((small / 'tree_scenes.json').read_text())
-    assert settings == {'format': 1, **vars(SMALL), 'shares': [0.34, 0.33, 0.33]}
+    assert settings == {
+        'format': 1, **vars(SMALL), 'shares': [0.34, 0.33, 0.33], 'digit_side': [0.34, 0.5], 'fragments': [6, 14]}
 
 
 @pytest.mark.parametrize(('settings', 'error', 'message'), [
@@ -137,9 +154,12 @@ def test_settings_are_kept_beside_the_pictures(small):
     ({'num_train': 0}, ValueError, 'num_train must be at least 1, got 0'),
     ({'num_val': 400.0}, TypeError, 'num_val must be an int, got float 400.0'),
     ({'image_size': 8}, ValueError, r'image_size must be in \[32, 1024\], got 8'),
-    ({'shares': (0.5, 0.5)}, ValueError, r'shares must be 3 numbers above 0 whose sum is 1, got \(0.5, 0.5\)'),
-    ({'shares': (0.5, 0.5, 0.0)}, ValueError, 'shares must be 3 numbers above 0'),
-    ({'shares': (0.5, 0.5, 0.5)}, ValueError, 'shares must be 3 numbers above 0'),
+    ({'shares': (0.5, 0.5)}, ValueError, r'shares must be 3 numbers from 0 whose sum is 1, got \(0.5, 0.5\)'),
+    ({'shares': (1.5, -0.5, 0.0)}, ValueError, 'shares must be 3 numbers from 0'),
+    ({'digit_side': (0.9, 0.6)}, ValueError, r'digit_side must be two rising numbers in \[0.2, 0.95\], got \(0.9, 0.6'),
+    ({'digit_side': (0.5, 1.0)}, ValueError, 'digit_side must be two rising numbers'),
+    ({'fragments': (-1, 4)}, ValueError, r'fragments must be two rising whole numbers in \[0, 100\], got \(-1, 4\)'),
+    ({'shares': (0.5, 0.5, 0.5)}, ValueError, 'shares must be 3 numbers from 0'),
     ({'seed': -1}, ValueError, 'seed must be in .*, got -1'),
     ({'seed': 1.5}, TypeError, 'seed must be an int, got float 1.5'),
     ({'num_val': 199}, ValueError, r'num_val must be large enough.*40 pairs.*got 199 pictures, of which \(39, 59,'),

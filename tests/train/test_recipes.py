@@ -17,6 +17,8 @@ SCENES = [name for name in list_recipes() if name.startswith('scenes_')]
 # They have networks and settings of their own.
 TAUGHT = (
     'scenes_no_teacher', 'scenes_no_teacher_multi_label', 'scenes_usi', 'scenes_usi_multi_label', 'scenes_usi_teacher')
+# Pictures of one digit, of tree scenes.
+ONE_DIGIT = ('scenes_no_teacher', 'scenes_usi', 'scenes_usi_teacher')
 PAPERS = ('asl_', 'csl_', 'in21k_semantic', 'in21k_transfer', 'mldecoder_', 'usi_imagenet')
 SUMMARY_CHARS = 110
 
@@ -69,8 +71,8 @@ def built():
 def test_every_recipe_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.summary.endswith('.') and recipe.summary.count('. ') == 0 and len(recipe.summary) <= SUMMARY_CHARS
-    assert (recipe.scenes is not None) == (name.startswith('scenes_') or name == 'tree_transfer')
-    assert (recipe.tree_scenes is not None) == (name in ('tree_flat', 'tree_semantic'))
+    assert (recipe.made_pictures is not None) == name.startswith(('scenes_', 'tree_'))
+    assert (recipe.tree_scenes is not None) == (name in (*ONE_DIGIT, 'tree_flat', 'tree_semantic'))
     if name.startswith(PAPERS):
         assert recipe.paper is not None and catalog.paper(recipe.paper.id)
         assert recipe.paper.metric == {'semantic': 'semantic_top1', 'single_label': 'top1'}.get(recipe.task, 'mAP')

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ['COLOURS', 'Draws', 'SceneObject', 'encode_png', 'paint_scene']
+__all__ = ['COLOURS', 'DIGIT_SIDE', 'FRAGMENTS', 'Draws', 'SceneObject', 'encode_png', 'paint_scene']
 
 Floats = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
@@ -71,6 +71,9 @@ def paint_scene(
         clutter: list[int],
         size: int,
         draws: Draws,
+        *,
+        digit_side: tuple[float, float] = DIGIT_SIDE,
+        fragments: tuple[int, int] = FRAGMENTS,
 ) -> tuple[Bytes, list[tuple[int, int, int, int]], list[int]]:
     """Paint digits on a cluttered background.
 
@@ -80,13 +83,15 @@ def paint_scene(
         clutter: Which source digits may be cut into background pieces.
         size: Side of the picture in pixels.
         draws: The scene's own stream.
+        digit_side: Least and greatest side of a digit, as a part of the picture's.
+        fragments: Fewest and most background pieces.
 
     Returns:
         The picture (size, size, 3), each object's box (x, y, width, height) in pixels, and its area in pixels.
     """
     picture = _background(size, draws)
     palette = [np.array(colour, dtype=np.float64) for colour in COLOURS.values()]
-    for _ in range(FRAGMENTS[0] + draws.below(FRAGMENTS[1] - FRAGMENTS[0] + 1)):
+    for _ in range(fragments[0] + draws.below(fragments[1] - fragments[0] + 1)):
         glyph = np.zeros((GLYPH_PX, GLYPH_PX))
         top, left = (draws.below(GLYPH_PX - FRAGMENT_PX + 1) for _ in range(2))
         piece = np.s_[top:top + FRAGMENT_PX, left:left + FRAGMENT_PX]
@@ -99,7 +104,7 @@ def paint_scene(
     areas: list[int] = []
     covered = np.zeros((size, size), dtype=bool)
     for item in objects:
-        side = int(draws.between(*DIGIT_SIDE) * size)
+        side = int(draws.between(*digit_side) * size)
         alpha = _warp(glyphs[item.source], side, draws.between(-0.15, 0.15), draws.between(-0.2, 0.2))
         ink = alpha >= 0.5
         places = [(draws.below(size - side + 1), draws.below(size - side + 1)) for _ in range(PLACES)]

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from timm_miil._atomic import whole_folder
 from timm_miil._checks import check_positive, check_range
-from timm_miil.data._scene_pictures import COLOURS, Draws, SceneObject, encode_png, paint_scene
+from timm_miil.data._scene_pictures import (
+    COLOURS, DIGIT_SIDE, FRAGMENTS, Draws, SceneObject, encode_png, paint_scene)
 from timm_miil.data._scene_sources import (
     DIGITS, SPLIT_STREAM, SPLITS, holds, source_digits, split_sources, write_json)
 from timm_miil.data.hierarchy import TREE_FILE, ClassTree, write_class_tree
@@ -44,8 +45,10 @@ class TreeSceneConfig:
         num_val: Pictures for validation.
         num_test: Pictures for the test.
         shares: Parts of the pictures that are labelled with a group, with a digit, and with a coloured digit: three
-            numbers above 0 whose sum is 1; the same in each split.
+            numbers from 0 whose sum is 1; the same in each split. Labels of a depth of 0 have no folder.
         image_size: Side of the pictures in pixels, at least 32.
+        digit_side: Least and greatest side of a digit, as a part of the picture's, in [0.2, 0.95].
+        fragments: Fewest and most pieces of digits in the background, at most 100.
         seed: Decides everything that is random, in [0, 2**63). Which source digits serve which split is as in
             `SceneConfig` of this seed, so that a test of either has digits that training of neither has.
 
@@ -59,6 +62,8 @@ class TreeSceneConfig:
     num_test: int = 800
     shares: tuple[float, float, float] = (0.2, 0.3, 0.5)
     image_size: int = 64
+    digit_side: tuple[float, float] = DIGIT_SIDE
+    fragments: tuple[int, int] = FRAGMENTS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,14 +72,18 @@ class TreeSceneConfig:
             image_size=self.image_size)
         check_range(num_colours=self.num_colours, low=2, high=len(COLOURS), closed=True)
         check_range(image_size=self.image_size, low=MIN_IMAGE_SIZE, high=1024, closed=True)
-        if len(self.shares) != DEPTHS or min(self.shares) <= 0 or not abs(sum(self.shares) - 1) < 1e-9:
-            raise ValueError(f'shares must be {DEPTHS} numbers above 0 whose sum is 1, got {self.shares!r}.')
+        if len(self.shares) != DEPTHS or min(self.shares) < 0 or not abs(sum(self.shares) - 1) < 1e-9:
+            raise ValueError(f'shares must be {DEPTHS} numbers from 0 whose sum is 1, got {self.shares!r}.')
+        if not 0.2 <= self.digit_side[0] <= self.digit_side[1] <= 0.95:
+            raise ValueError(f'digit_side must be two rising numbers in [0.2, 0.95], got {self.digit_side!r}.')
+        if not 0 <= self.fragments[0] <= self.fragments[1] <= 100:
+            raise ValueError(f'fragments must be two rising whole numbers in [0, 100], got {self.fragments!r}.')
         if type(self.seed) is not int:
             raise TypeError(f'seed must be an int, got {type(self.seed).__name__} {self.seed!r}.')
         check_range(seed=self.seed, low=0, high=2 ** 63)
         pairs = DIGITS * self.num_colours
         for split in SPLITS:
-            if min(self.depth_counts(split)) < pairs:
+            if any(0 < share and count < pairs for share, count in zip(self.shares, self.depth_counts(split))):
                 raise ValueError(
                     f'num_{split} must be large enough to show each of {pairs} pairs of colour and digit at each '
                     f'depth, got {self.num_pictures(split)} pictures, of which {self.depth_counts(split)} at the '
@@ -101,8 +110,10 @@ class TreeSceneConfig:
         """Pictures of a split that are labelled with a group, a digit and a coloured digit."""
         total = self.num_pictures(split)
         # A share such as 0.3 of 10 is 3, though 0.3 * 10 need not be.
-        groups, digits = (int(total * share + 1e-6) for share in self.shares[:2])
-        return groups, digits, total - groups - digits
+        counts = [int(total * share + 1e-6) for share in self.shares]
+        deepest = max(depth for depth, share in enumerate(self.shares) if share)
+        counts[deepest] += total - sum(counts)
+        return counts[0], counts[1], counts[2]
 
 
 def make_tree_scenes(
@@ -138,22 +149,26 @@ def make_tree_scenes(
         return directory
     glyphs, classes = source_digits()
     pools = split_sources(classes, config.seed)
-    total = sum(config.num_pictures(split) for split in SPLITS)
+    tree, total = config.tree, sum(config.num_pictures(split) for split in SPLITS)
     done = 0
     with whole_folder(directory) as folder:
         for number, split in enumerate(SPLITS):
-            for label in config.tree.class_names:
-                (folder / split / label).mkdir(parents=True)
+            for place, label in enumerate(tree.class_names):
+                depth = len(tree.ancestors(place))
+                if config.shares[depth]:
+                    (folder / split / label).mkdir(parents=True)
             pool = pools[split]
             clutter = sorted(source for sources in pool for source in sources)
             for index, (label, item) in enumerate(_plan(config, split, pool)):
                 draws = Draws(config.seed, (FIRST_STREAM + number) * SPLIT_STREAM + index)
-                pixels, _, _ = paint_scene([item], glyphs, clutter, config.image_size, draws)
+                pixels, _, _ = paint_scene(
+                    [item], glyphs, clutter, config.image_size, draws, digit_side=config.digit_side,
+                    fragments=config.fragments)
                 (folder / split / label / f'{index:06d}.png').write_bytes(encode_png(pixels))
                 done += 1
                 if on_progress is not None:
                     on_progress(done, total)
-        write_class_tree(config.tree, folder / TREE_FILE)
+        write_class_tree(tree, folder / TREE_FILE)
         write_json(folder / SETTINGS_FILE, settings)
     return directory
 
