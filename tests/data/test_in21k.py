@@ -446,11 +446,11 @@ def test_members_that_no_release_has_are_refused_and_nothing_leaves_the_folder(t
         member('link.JPEG', type=tarfile.SYMTYPE, linkname='/etc/passwd'),
         member('hard.JPEG', type=tarfile.LNKTYPE, linkname='n00000001/n00000001_0.JPEG'),
         member('device.JPEG', type=tarfile.CHRTYPE), member('pipe.JPEG', type=tarfile.FIFOTYPE),
-        member('bell\a.JPEG', evil),
+        member('bell\a.JPEG', evil), member('hole.JPEG', type=tarfile.GNUTYPE_SPARSE),
     ])
     report = prepare_in21k(tmp_path / 'in', tmp_path / 'out', **SMALL)
     assert report.classes == {'n00000001': (5, 3, 2)} and not report.damaged
-    assert {kind for kind, _ in omitted(report).values()} == {'refused'} and len(report.omissions) == 10
+    assert {kind for kind, _ in omitted(report).values()} == {'refused'} and len(report.omissions) == 11
     assert [path.name for path in tmp_path.rglob('*evil*')] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ['in', 'out']
 
