@@ -193,7 +193,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(corpus, prepared, tmp
     assert not (out / 'manifest.jsonl').exists()
     # What a kill between two moves leaves: a folder in place and no record of it.
     half = out / 'train' / max(set(prepared[1].classes) - done)
-    half.mkdir()
+    half.mkdir(exist_ok=True)
     (half / 'half.jpg').write_bytes(b'half')
 
     files = {path: stamp for path, stamp in stamps(out / 'train').items() if Path(path).parent.name in done}
