@@ -41,7 +41,7 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
     'ViT': {
         'model.name': 'levit_128s', 'model.args.img_size': '32', 'model.args.stem_type': 's8',
         'model.args.embed_dim': '[48, 64, 96]', 'model.args.num_heads': '[3, 4, 6]', 'model.args.depth': '[2, 2, 2]'},
-    'mobile': {'model.name': 'mobilenetv3_small_050'},
+    'mobile': {'model.name': 'test_efficientnet'},
     'MLP': {'model.name': 'mixer_scenes', 'model.args.img_size': '32'},
 }
 # Only to see whether the script runs.
