@@ -1,4 +1,4 @@
-"""`timm-miil train` on labels that form a tree, and with a teacher: what it prints, what the card says, what runs next."""
+"""`timm-miil train` on labels that form a tree, and with a teacher: what it prints and what the card says."""
 import json
 import re
 import shlex
