@@ -4,6 +4,9 @@ import shutil
 import subprocess
 import sys
 import venv
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
+@pytest.fixture(scope='session')
+def without_waiting() -> Callable[[], AbstractContextManager[None]]:
+    """A context (of no arguments) in which the program raises RuntimeError where it waits for the CUDA device."""
+    import torch
+
+    def set_mode(mode: str) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Synchronization debug mode is a prototype', UserWarning)
+            torch.cuda.set_sync_debug_mode(mode)
+
+    @contextmanager
+    def raising() -> Iterator[None]:
+        try:
+            set_mode('error')  # inside: if that raises, the mode can be set all the same, and be that of later tests
+            yield
+        finally:
+            set_mode('default')
+    return raising
 
 
 @dataclass(frozen=True)

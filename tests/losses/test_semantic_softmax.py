@@ -1,7 +1,6 @@
 """Semantic softmax and its distillation: published values, an independent form, invariants and refusals."""
 import json
 import math
-import warnings
 from pathlib import Path
 
 import pytest
@@ -148,7 +147,7 @@ def test_levels_are_filled_up_unless_one_is_much_larger():
 @pytest.mark.gpu
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('ordered', [False, True])
-def test_a_gpu_gives_what_host_memory_gives_and_does_not_wait(ordered, dtype):
+def test_a_gpu_gives_what_host_memory_gives_and_does_not_wait(ordered, dtype, without_waiting):
     hierarchy = SemanticHierarchy([None, *[place // 3 for place in range(999)]])
     hierarchy = hierarchy.level_ordered() if ordered else hierarchy
     logits, targets = draw(hierarchy.num_classes, 33)
@@ -156,13 +155,8 @@ def test_a_gpu_gives_what_host_memory_gives_and_does_not_wait(ordered, dtype):
     want, want_grad = plain(logits, targets, hierarchy, 0.2)
     on_gpu = logits.cuda(), targets.cuda(), hierarchy.to('cuda'), 0.2
     plain(*on_gpu)  # makes the constants
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that the mode is a prototype
-        torch.cuda.set_sync_debug_mode('error')
-    try:
+    with without_waiting():
         loss, grad = plain(*on_gpu)
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
     torch.testing.assert_close(loss.cpu(), want, rtol=1e-5, atol=0)
     torch.testing.assert_close(grad.cpu(), want_grad, rtol=max(1e-5, 2 * torch.finfo(dtype).eps), atol=1e-6)
 

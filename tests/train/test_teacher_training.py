@@ -271,6 +271,9 @@ def test_a_stream_is_learnt_with_a_teacher(tiny_recipe, one_label):
 
 
 @pytest.mark.gpu
+# What the compiler warns of is of its own code, and that float32 products could be in TF32.
+@pytest.mark.filterwarnings(
+    'ignore::DeprecationWarning', 'ignore::FutureWarning', r'ignore::UserWarning:torch\._inductor')
 @pytest.mark.parametrize('changes', [FLAT | MIXED, {}, SEMANTIC], ids=['single_label', 'multi_label', 'semantic'])
 def test_on_an_accelerator_in_half_precision_and_compiled(tiny_recipe, one_label, changes):
     recipe = tiny_recipe.override({

@@ -2,7 +2,6 @@
 import importlib.util
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -54,18 +53,13 @@ def test_a_gpu_gives_what_host_memory_gives(dtype, kind, loss):
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_the_same_bits_twice_and_does_not_wait():
+def test_a_gpu_gives_the_same_bits_twice_and_does_not_wait(without_waiting):
     generator = torch.Generator('cuda').manual_seed(0)
     logits = torch.randn(512, 9605, generator=generator, device='cuda', requires_grad=True)
     targets = torch.rand(512, 9605, generator=generator, device='cuda') < 0.01
     criterion = AsymmetricLoss()
     first = criterion(logits, targets)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that the mode is a prototype
-        torch.cuda.set_sync_debug_mode('error')
-    try:
+    with without_waiting():
         second = criterion(logits, targets)
         second.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
     assert torch.equal(first, second)
