@@ -1,6 +1,5 @@
 """The words that choose a split of a data set and how a model runs over it, for every verb that has them."""
 import argparse
-import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from timm_miil._checks import shown
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
 from timm_miil.data import ImageStream, LabelledImages, list_formats, open_split
+from timm_miil.data._processes import count_cores
 from timm_miil.inference import BATCH_SIZE
 
 __all__ = [
@@ -44,7 +44,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         '--common', action='store_true', help='pass over labels that only the model or only the data have')
     parser.add_argument('-b', '--batch-size', type=int, default=BATCH_SIZE, help='default: %(default)s')
     parser.add_argument(
-        '-j', '--workers', type=int, default=min(MAX_WORKERS, os.cpu_count() or 1),
+        '-j', '--workers', type=int, default=min(MAX_WORKERS, count_cores()),
         help='processes that read pictures; 0 for none of their own (default: %(default)s)')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ... (default: %(default)s)')
     parser.add_argument('--amp', action='store_true', help='compute in mixed precision')

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from timm_miil._checks import shown
 
 __all__ = [
-    'NAMED_AT_MOST', 'clean_name', 'few', 'find_folder', 'find_missing', 'keep_present', 'read_lines',
+    'NAMED_AT_MOST', 'clean_name', 'few', 'find_folder', 'find_missing', 'is_folder', 'keep_present', 'read_lines',
     'refuse_missing',
 ]
 
@@ -55,6 +55,14 @@ def find_folder(data_dir: Path, image_dir: str, split: str, usual: Sequence[str]
     raise FileNotFoundError(
         f'no folder with the pictures of split {split!r}, which is {" or ".join(map(str, folders))}; give image_dir, '
         f'a folder relative to {data_dir}.')
+
+
+def is_folder(entry: 'os.DirEntry[str]') -> bool:
+    """Whether an entry of a folder is a folder too, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def find_missing(folder: Path, names: Sequence[str]) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from timm_miil._checks import check_not_negative, shown
 from timm_miil.data._in21k_synset import SPLITS
-from timm_miil.data._processes import run_jobs
+from timm_miil.data._processes import count_cores, run_jobs
 
 __all__ = ['MANIFEST_FILE', 'check_in21k']
 
@@ -39,13 +39,13 @@ def check_in21k(
         TypeError: If workers is no int.
         ValueError: If workers is below 0, or the manifest is none.
     """
-    workers = os.cpu_count() or 1 if workers is None else workers
+    workers = count_cores() if workers is None else workers
     check_not_negative(workers=workers)
     out = Path(out)
     if not (out / MANIFEST_FILE).is_file():
         raise FileNotFoundError(f'{out} has no {MANIFEST_FILE}; prepare_in21k writes it at its end.')
     unlisted = {
-        f'{split}/{entry.name}' for split in SPLITS if (out / split).is_dir() for entry in os.scandir(out / split)}
+        f'{split}/{name}' for split in SPLITS if (out / split).is_dir() for name in _listed(out / split)}
     total, problems = len(unlisted), []
 
     def jobs() -> Iterator[_FolderJob]:
@@ -79,6 +79,11 @@ def _entry(manifest: Path, number: int, line: str) -> tuple[str, str, str]:
     raise ValueError(f'{manifest}:{number} must have a file and its sha256, got {shown(line)}.')
 
 
+def _listed(folder: Path) -> set[str]:
+    """What is there; names with a dot in front are those of the system's own files, which no reader takes."""
+    return {name for name in os.listdir(folder) if not name.startswith('.')}
+
+
 @dataclass(frozen=True)
 class _FolderJob:
     out: Path
@@ -87,7 +92,7 @@ class _FolderJob:
 
     def __call__(self) -> list[str]:
         path = self.out / self.folder
-        there = set(os.listdir(path)) if path.is_dir() else set()
+        there = _listed(path) if path.is_dir() else set()
         problems = [f'{self.folder}/{name} is missing' for name in self.files.keys() - there]
         problems += [f'{self.folder}/{name} is not in the manifest' for name in there - self.files.keys()]
         for name in self.files.keys() & there:

@@ -79,6 +79,11 @@ class TreeMaker:
     pairs: tuple[tuple[str, str], ...]
     words: Mapping[str, str]
 
+    @property
+    def has_tree(self) -> bool:
+        """Whether it makes a tree."""
+        return self.tree is not None or self.is_a is not None
+
     @classmethod
     def read(
             cls, release: str, tree: str | os.PathLike[str] | None, is_a: str | os.PathLike[str] | None,

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 
 from timm_miil._checks import cut, shown
 from timm_miil._errors import ImageError
-from timm_miil.data._files import clean_name, few
+from timm_miil.data._files import clean_name, few, is_folder
 from timm_miil.data._shard_tar import MAX_PICTURE_BYTES, Heads, Span, read_span
 from timm_miil.data.images import IMAGE_SUFFIXES
 
@@ -25,6 +25,8 @@ __all__ = ['Listing', 'Omission', 'SynsetSource', 'find_synsets', 'opened']
 SYNSET = re.compile(r'n\d{8}')
 MAX_NAME_BYTES = 255  # of a file, in every file system of today
 END_BYTES = 2 * tarfile.BLOCKSIZE
+LOST_AND_FOUND = 'lost+found'  # of a whole disk; only root may look into it
+MODE_TO_READ = {'folder': os.R_OK | os.X_OK, 'tar': os.R_OK}
 
 DUPLICATE, NOT_A_PICTURE, REFUSED, UNREADABLE = 'duplicate', 'not a picture', 'refused', 'unreadable'
 """Kinds of an omission."""
@@ -52,12 +54,17 @@ class SynsetSource:
         synset: Such as 'n01440764'.
         path: A folder or a tar file.
         kind: Which of them: 'folder' or 'tar'.
-        bytes: Size of the tar file, 0 for a folder.
     """
     synset: str
     path: Path
     kind: str
-    bytes: int
+
+    def extent(self) -> int:
+        """Bytes of the tar file, or how many files there are in the folder."""
+        if self.kind == 'tar':
+            return self.path.stat().st_size
+        with os.scandir(self.path) as entries:
+            return sum(1 for _ in entries)
 
 
 class Found(NamedTuple):
@@ -69,10 +76,18 @@ class Found(NamedTuple):
 
 @dataclass
 class Listing:
-    """The pictures of a synset by the bytes of their names, what was left out, and '' or what is wrong with the tar."""
+    """What a synset has.
+
+    Args:
+        pictures: By the bytes of their names.
+        omissions: What was left out.
+        damage: '' or what is wrong with the tar file.
+        extent: As `SynsetSource.extent`, of what was listed.
+    """
     pictures: list[Found] = field(default_factory=list)
     omissions: list[Omission] = field(default_factory=list)
     damage: str = ''
+    extent: int = 0
 
 
 def find_synsets(source: Path, *, out: Path) -> tuple[dict[str, SynsetSource], list[str]]:
@@ -81,6 +96,7 @@ def find_synsets(source: Path, *, out: Path) -> tuple[dict[str, SynsetSource], l
     Raises:
         FileNotFoundError: If there is none.
         NotADirectoryError: If source is a file.
+        PermissionError: If some may not be read, which is better said now than after hours.
         ValueError: If a synset is there twice.
     """
     if source.is_file():
@@ -91,7 +107,7 @@ def find_synsets(source: Path, *, out: Path) -> tuple[dict[str, SynsetSource], l
     others: list[str] = []
     for entry in _entries(source):
         below = [(entry, entry.name)]
-        if entry.is_dir() and not SYNSET.fullmatch(entry.name) and not (
+        if is_folder(entry) and not SYNSET.fullmatch(entry.name) and entry.name != LOST_AND_FOUND and not (
                 out.exists() and os.path.samefile(entry.path, out)):
             below = [(inner, f'{entry.name}/{inner.name}') for inner in _entries(Path(entry.path))]
         for one, name in below:
@@ -101,14 +117,16 @@ def find_synsets(source: Path, *, out: Path) -> tuple[dict[str, SynsetSource], l
             elif synset in found:
                 twice.append(f'{found[synset].path.relative_to(source)} and {name}')
             else:
-                size = one.stat().st_size if kind == 'tar' else 0
-                found[synset] = SynsetSource(synset, Path(one.path), kind, size)
+                found[synset] = SynsetSource(synset, Path(one.path), kind)
     if twice:
         raise ValueError(
             f'a synset must be there once, got {few(twice, len(twice))}; move away those that are not to be used.')
     if not found:
         raise FileNotFoundError(
             f'{source} has no synsets: folders like n01440764 or files like n01440764.tar, here or one folder below.')
+    if shut := [str(one.path) for one in found.values() if not os.access(one.path, MODE_TO_READ[one.kind])]:
+        raise PermissionError(
+            f'{len(shut)} synsets may not be read: {few(shut, len(shut))}; change their permissions or move them away.')
     return dict(sorted(found.items())), others
 
 
@@ -119,11 +137,18 @@ def _entries(folder: Path) -> list['os.DirEntry[str]']:
 
 def _as_synset(entry: 'os.DirEntry[str]') -> tuple[str, str]:
     stem, suffix = os.path.splitext(entry.name)
-    if SYNSET.fullmatch(entry.name) and entry.is_dir():
+    if SYNSET.fullmatch(entry.name) and is_folder(entry):
         return entry.name, 'folder'
-    if SYNSET.fullmatch(stem) and suffix == '.tar' and entry.is_file():
+    if SYNSET.fullmatch(stem) and suffix == '.tar' and _is_file(entry):
         return stem, 'tar'
     return '', ''
+
+
+def _is_file(entry: 'os.DirEntry[str]') -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 @contextlib.contextmanager
@@ -141,11 +166,13 @@ def opened(source: SynsetSource) -> Iterator[Listing]:
 
 
 def _list_folder(folder: Path) -> Listing:
-    listing = Listing()
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
-            if entry.is_dir():
-                listing.omissions.append(Omission(entry.name, NOT_A_PICTURE, 'it is a folder'))
+        there = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        listing = Listing(extent=len(there))
+        for entry in there:
+            if is_folder(entry):
+                listing.omissions.append(Omission(
+                    entry.name, NOT_A_PICTURE, 'it is a folder; pictures are looked for beside it, not in it'))
             else:
                 _take(listing, entry.name, entry.name, functools.partial(_read_file, entry.path))
     return listing
@@ -168,7 +195,8 @@ def _read_file(path: str) -> bytes:
 
 def _list_tar(file: IO[bytes]) -> Listing:
     """The members, up to where the tar file is damaged: a release that was copied badly is still of use."""
-    listing, total, end = Listing(), os.fstat(file.fileno()).st_size, 0
+    total, end = os.fstat(file.fileno()).st_size, 0
+    listing = Listing(extent=total)
     try:
         with tarfile.open(fileobj=Heads(file), mode='r:') as tar:
             for member in tar:

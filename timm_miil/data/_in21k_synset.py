@@ -44,7 +44,7 @@ class SynsetRecord:
     Args:
         synset: Its name.
         kind: 'folder' or 'tar'.
-        bytes: Size of the tar file, 0 for a folder.
+        extent: Bytes of the tar file, or how many files the folder had.
         found: Picture files in the source.
         train: Pictures written to train; 0 if the synset is no class.
         val: Pictures written to val.
@@ -53,7 +53,7 @@ class SynsetRecord:
     """
     synset: str
     kind: str
-    bytes: int
+    extent: int
     found: int
     train: int
     val: int
@@ -64,6 +64,16 @@ class SynsetRecord:
     def is_class(self) -> bool:
         """Whether it was kept."""
         return self.train > 0
+
+    def is_out_of_date(self, source: SynsetSource) -> bool:
+        """Whether the source is another now: a tar file of another size or that was damaged, or a fuller folder.
+
+        Files that have gone from a folder change nothing: what is finished may be deleted there.
+        """
+        if source.kind != self.kind:
+            return bool(self.damage)  # unpacked since, or packed
+        extent = source.extent()
+        return bool(self.damage) or (extent != self.extent if self.kind == 'tar' else extent > self.extent)
 
     @classmethod
     def read(cls, path: Path) -> 'SynsetRecord':
@@ -173,7 +183,7 @@ class SynsetJob:
         shutil.rmtree(fresh, ignore_errors=True)
         train, val = (len(lines[split]) if is_class else 0 for split in SPLITS)
         record = SynsetRecord(
-            synset, self.source.kind, self.source.bytes, found, train, val, tuple(sorted(omissions)), listing.damage)
+            synset, self.source.kind, listing.extent, found, train, val, tuple(sorted(omissions)), listing.damage)
         write_file(self.place.record(synset), json.dumps(asdict(record)))
         return record
 

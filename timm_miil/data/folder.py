@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from timm_miil._checks import shown
-from timm_miil.data._files import few
+from timm_miil.data._files import few, is_folder
 from timm_miil.data._labels import LabelColumns
 from timm_miil.data._packed import PackedPaths
 from timm_miil.data.images import IMAGE_SUFFIXES, find_images
@@ -87,7 +87,7 @@ def read_split(
 def _folders(folder: Path) -> list[str]:
     """Sorted names of the folders in a folder."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith('.') and entry.is_dir())
+        return sorted(entry.name for entry in entries if not entry.name.startswith('.') and is_folder(entry))
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -104,4 +104,4 @@ def _has_pictures(folder: Path) -> bool:
 def _is_picture(entry: 'os.DirEntry[str]') -> bool:
     return (
         not entry.name.startswith('.') and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-        and not entry.is_dir())
+        and not is_folder(entry))

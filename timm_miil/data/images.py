@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from timm_miil._checks import check_paths
 from timm_miil._errors import ImageError
+from timm_miil.data._files import is_folder
 
 __all__ = ['IMAGE_SUFFIXES', 'decode_image', 'find_images', 'load_image']
 
@@ -150,18 +151,11 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
         for entry in entries:
             if entry.name.startswith('.'):
                 continue
-            if _is_dir(entry):
+            if is_folder(entry):
                 folders.append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 files.append(entry.name)
     return sorted(files), sorted(folders)
-
-
-def _is_dir(entry: 'os.DirEntry[str]') -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:

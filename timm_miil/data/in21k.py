@@ -9,6 +9,7 @@ are written as JPEG of quality 95, 4:2:0, also those that keep their size, where
 upright by their EXIF; names are ordered by their bytes, where the original's order was that of the machine's language.
 """
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -18,16 +19,18 @@ from pathlib import Path
 from typing import Literal
 
 from timm_miil._atomic import whole_file, write_file
-from timm_miil._checks import check_choice, check_folder, check_not_negative, check_positive, shown
+from timm_miil._checks import check_choice, check_folder, check_not_negative, check_positive, cut, shown
+from timm_miil._errors import CheckpointError
 from timm_miil._locks import locked
 from timm_miil.data._files import few
 from timm_miil.data._in21k_check import MANIFEST_FILE, check_in21k
 from timm_miil.data._in21k_classes import CUSTOM, RELEASES, Release, TreeMaker, read_is_a, read_words
 from timm_miil.data._in21k_source import Omission, SynsetSource, find_synsets
 from timm_miil.data._in21k_synset import RESIZE, SPLITS, Settings, SynsetJob, SynsetRecord, Workplace
-from timm_miil.data._processes import run_jobs
+from timm_miil.data._processes import count_cores, run_jobs
+from timm_miil.data._shard_index import hash_file
 from timm_miil.data.folder import read_split
-from timm_miil.data.hierarchy import TREE_FILE, ClassTree, write_class_tree
+from timm_miil.data.hierarchy import TREE_FILE, ClassTree, read_class_tree, write_class_tree
 from timm_miil.data.shards import write_shards
 
 __all__ = [
@@ -37,6 +40,9 @@ MIN_IMAGES, VAL_IMAGES, SIZE_PX = 500, 50, 224
 REPORT_FILE, SHARDS_FOLDER = 'report.json', 'shards'
 SHARDS_SEED = 0
 LOCK_SECONDS = 5.0
+LEFTOVERS = '.*.json*-*'  # of `whole_file`, when it was killed
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,8 @@ def prepare_in21k(
 
     Each synset is made in a hidden folder and moved when it is whole. A run that was interrupted, by whatever, goes on
     with the synsets that are not finished; a finished one stays, also if its source is gone. It is made again if its
-    tar file has another size now, or if pictures of it are missing in `out`.
+    tar file was damaged or has another size now, if its folder has more files, and if it has not as many pictures in
+    `out` as were made: to have one made again, as after pictures were mended in the source, delete its folders there.
 
     Args:
         source: Folder with a folder `n01440764` or a tar file `n01440764.tar` for each synset, mixed if need be, there
@@ -120,7 +127,8 @@ def prepare_in21k(
         min_images: A class has more picture files than this.
         val_images: How many of each class are for validation, the first by name.
         tree: File of the published tree, or another that `read_class_tree` reads. A release must have its very
-            classes; 'custom' may have some of them.
+            classes; 'custom' may have some of them. Without it and `is_a` the tree of an earlier run stays, if its
+            classes are these.
         is_a: WordNet's `wordnet.is_a.txt`, of which the tree is made; see `read_is_a`.
         words: With `is_a`: `words.txt`, for descriptions; see `read_words`.
         shards: Whether to write shards too.
@@ -139,6 +147,7 @@ def prepare_in21k(
         FileNotFoundError: If a file is missing, or there are no synsets.
         NotADirectoryError: If source is a file.
         OSError: If something cannot be read or written, such as on a full disk.
+        PermissionError: If some synsets may not be read.
         RuntimeError: If a process is killed.
         TypeError: If a number is no int.
         ValueError: If a setting is out of range, a synset is there twice, or the classes are not those of the release
@@ -152,7 +161,7 @@ def prepare_in21k(
     check_folder(out=out)
     check_positive(size=size, images_per_shard=images_per_shard)
     check_not_negative(val_images=val_images)
-    workers = os.cpu_count() or 1 if workers is None else workers
+    workers = count_cores() if workers is None else workers
     check_not_negative(workers=workers)
     if min_images < val_images:
         raise ValueError(f'min_images must be at least val_images, got {min_images} and {val_images}.')
@@ -175,18 +184,27 @@ def prepare_in21k(
         for _, record in run_jobs((SynsetJob(one, place, settings) for one in todo), workers):
             records[record.synset] = record
             _tell(on_progress, 'synsets', len(records), len(known) + len(todo))
-        report = _report([records[synset] for synset in sorted(records)], release, settings, others, maker)
-        write_file(place.out / REPORT_FILE, report.to_json())
-        classes = list(report.classes)
-        class_tree = maker.make(classes, place.out / REPORT_FILE)
-        with whole_file(place.out / MANIFEST_FILE) as manifest:
-            for split in SPLITS:
-                for synset in classes:
-                    if place.part(split, synset).exists():
-                        manifest.write(place.part(split, synset).read_bytes())
+        classes = sorted(synset for synset, record in records.items() if record.is_class)
+        kept = None if maker.has_tree else _tree_of_before(place, classes)
+        report = _report(
+            [records[synset] for synset in sorted(records)], release, settings, others,
+            has_tree=maker.has_tree or kept is not None)
+        try:
+            write_file(place.out / REPORT_FILE, report.to_json())
+            class_tree = maker.make(classes, place.out / REPORT_FILE) or kept
+            are_others = _write_manifest(place, classes)
+            if class_tree is None:
+                (place.out / TREE_FILE).unlink(missing_ok=True)
+            else:
+                write_class_tree(class_tree, place.out / TREE_FILE)
+        except OSError as error:
+            raise OSError(
+                f'cannot write the lists in {place.out} ({cut(str(error))}); all pictures are there, run it again to '
+                f'go on.') from error
         shutil.rmtree(place.unfinished, ignore_errors=True)
-        if class_tree is not None:
-            write_class_tree(class_tree, place.out / TREE_FILE)
+        if are_others and not shards:
+            _logger.warning(
+                '%s has the pictures of before; delete it, or have it made again.', place.out / SHARDS_FOLDER)
         if shards:
             _write_shards(place, classes, class_tree, images_per_shard, workers, on_progress)
     return report
@@ -222,25 +240,35 @@ def _open(place: Workplace, settings: Settings) -> None:
         raise FileExistsError(
             f'{place.out} was made with other settings, {there} where {content} are asked for; choose another folder, '
             f'or delete it.')
-    write_file(path, content)  # first: without it, a folder with anything in it is someone else's
-    for folder in (*(place.out / split for split in SPLITS), place.records):
+    if not path.exists():
+        write_file(path, content)  # first: without it, a folder with anything in it is someone else's
+    splits = SPLITS if settings.val_images else SPLITS[:1]  # an empty folder would be a split without pictures
+    for folder in (*(place.out / split for split in splits), place.records):
         folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(place.unfinished, ignore_errors=True)
+    for folder in (place.out, place.hidden, place.records):
+        for leftover in folder.glob(LEFTOVERS):
+            leftover.unlink()
 
 
 def _find_known(place: Workplace, synsets: Mapping[str, SynsetSource]) -> dict[str, SynsetRecord]:
-    """The finished synsets; one that is not whole any more, or whose tar file is another, is left out."""
+    """The finished synsets; one that is not whole any more, or whose source is another, is left out."""
     known = {}
     lost = []
     for path in sorted(place.records.glob('n*.json')):
-        record = SynsetRecord.read(path)
+        source = synsets.get(path.stem)
+        try:
+            record = SynsetRecord.read(path)
+        except ValueError:
+            if source is None:
+                raise
+            continue  # as a power cut leaves it
         synset = record.synset
-        source = synsets.get(synset)
         counts = [_count(place.folder(split, synset)) for split in SPLITS]
         if counts != [record.train, record.val]:
             if source is None:
                 lost.append(synset)
-        elif source is None or source.kind != 'tar' or record.kind != 'tar' or source.bytes == record.bytes:
+        elif source is None or not record.is_out_of_date(source):
             known[synset] = record
     if lost:
         raise FileNotFoundError(
@@ -250,14 +278,32 @@ def _find_known(place: Workplace, synsets: Mapping[str, SynsetSource]) -> dict[s
 
 
 def _count(folder: Path) -> int:
-    if not folder.is_dir():
-        return 0
-    with os.scandir(folder) as entries:
-        return sum(1 for _ in entries)
+    return sum(1 for name in os.listdir(folder) if not name.startswith('.')) if folder.is_dir() else 0
+
+
+def _tree_of_before(place: Workplace, classes: list[str]) -> ClassTree | None:
+    """What an earlier run has written, if it fits."""
+    try:
+        tree = read_class_tree(place.out / TREE_FILE)
+    except (CheckpointError, FileNotFoundError):
+        return None
+    return tree if list(tree.class_names) == classes else None
+
+
+def _write_manifest(place: Workplace, classes: list[str]) -> bool:
+    """Put the synsets' lines together; whether there are shards and they are of another manifest."""
+    path = place.out / MANIFEST_FILE
+    before = hash_file(path) if path.exists() and (place.out / SHARDS_FOLDER).exists() else ''
+    with whole_file(path) as manifest:
+        for split in SPLITS:
+            for synset in classes:
+                if place.part(split, synset).exists():
+                    manifest.write(place.part(split, synset).read_bytes())
+    return bool(before) and hash_file(path) != before
 
 
 def _report(
-        records: list[SynsetRecord], release: str, settings: Settings, others: list[str], maker: TreeMaker,
+        records: list[SynsetRecord], release: str, settings: Settings, others: list[str], *, has_tree: bool,
 ) -> In21kReport:
     return In21kReport(
         release, asdict(settings),
@@ -267,7 +313,7 @@ def _report(
             omission._replace(file=f'{record.synset}/{omission.file}')
             for record in records for omission in record.omissions),
         {record.synset: record.damage for record in records if record.damage},
-        tuple(others), maker.tree is not None or maker.is_a is not None)
+        tuple(others), has_tree)
 
 
 def _write_shards(

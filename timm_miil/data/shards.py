@@ -21,6 +21,7 @@ from torch import Tensor
 
 from timm_miil._checks import check_not_negative, check_positive, shown
 from timm_miil.data._labels import LabelColumns
+from timm_miil.data._processes import count_cores
 from timm_miil.data._shard_index import LabelCounts, Shard, ShardIndex, check_split_name, find_indices, index_path
 from timm_miil.data._shard_tar import Labels, Sample, list_samples, parse_labels, read_span
 from timm_miil.data._shard_writing import ShardPlan, write_planned
@@ -312,6 +313,6 @@ def _order(length: int, seed: int | None, *parts: int) -> list[int]:
 
 
 def _count_workers(workers: int | None) -> int:
-    workers = os.cpu_count() or 1 if workers is None else workers
+    workers = count_cores() if workers is None else workers
     check_not_negative(workers=workers)
     return workers

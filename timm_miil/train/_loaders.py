@@ -5,7 +5,6 @@ gets a contiguous share of them, and computes it in one or more parts. A stream 
 shards know their pictures; what it promises is said at `StreamLoader`.
 """
 import itertools
-import os
 import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from timm_miil.data import ImageStream, MultiLabelDataset
+from timm_miil.data._processes import count_cores
 from timm_miil.data.records import UnreadPicture
 from timm_miil.data.seeding import kept_generators, mix_seed, seed_generators
 
@@ -83,7 +83,7 @@ class WorkerLoader(DataLoader[Any]):
 
     def __init__(self, dataset: Dataset[Any], *, workers: int, device: torch.device | None, **settings: Any) -> None:
         if not isinstance(dataset, IterableDataset):
-            workers = min(workers, _num_processors())
+            workers = min(workers, count_cores())
         super().__init__(
             dataset, num_workers=workers, persistent_workers=workers > 0, generator=torch.Generator(),
             pin_memory=device is not None and device.type == 'cuda', worker_init_fn=_outlive_signals, **settings)
@@ -277,11 +277,6 @@ class _KeyedPictures(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
         epochs, rows = zip(*keys)
         return self.dataset.read(rows, epochs)
-
-
-def _num_processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _check_enough(num_images: int, batch_size: int) -> None:
