@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from timm_miil.cli import in21k
 from timm_miil.cli.main import main
 from timm_miil.data import ClassTree, ImageStream, open_split, read_class_tree, write_class_tree
 
@@ -69,7 +70,7 @@ def test_a_damaged_tar_file_is_status_1_and_named(folder, capsys):
     assert list(json.loads(Path('out/report.json').read_text())['damaged']) == ['n00000002']
 
 
-def test_what_was_made_is_checked(folder, capsys):
+def test_what_was_made_is_checked(folder, capsys, monkeypatch):
     assert main(COMMAND) == 0
     capsys.readouterr()
     assert main(['in21k', 'check', 'out', '-j', '0']) == 0
@@ -80,8 +81,46 @@ def test_what_was_made_is_checked(folder, capsys):
         Path(f'out/val/n00000001/{number:02}.jpg').touch()
     assert main(['in21k', 'check', 'out', '-j', '0']) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == 'train/n00000001/n00000001_1.jpg is missing' and len(lines) == 22
-    assert lines[20:] == ['and 16 more', 'out: 36 files or folders are wrong']
+    assert lines[0] == 'train/n00000001/n00000001_1.jpg is missing'
+    end = [
+        'out: 36 files or folders are wrong',
+        'delete the files with other bytes, then prepare again: that makes their classes anew, and no others']
+    assert lines[36:] == end
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    assert main(['in21k', 'check', 'out', '-j', '0']) == 1
+    assert capsys.readouterr().out.splitlines() == [*lines[:20], 'and 16 more; into a file (> FILE) go all', *end]
+
+
+def test_a_file_with_other_bytes_is_made_again_as_check_says(folder, capsys):
+    assert main(COMMAND) == 0
+    spoilt = Path('out/train/n00000001/n00000001_1.jpg')
+    whole = spoilt.read_bytes()
+    spoilt.write_bytes(whole[:-1])
+    assert main(['in21k', 'check', 'out', '-j', '0']) == 1
+    assert f'{spoilt.relative_to("out")} has other bytes' in capsys.readouterr().out
+    spoilt.unlink()
+    assert main(COMMAND) == 0 and main(['in21k', 'check', 'out', '-j', '0']) == 0
+    assert spoilt.read_bytes() == whole
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(folder, capsys, monkeypatch):
+    monkeypatch.setattr(in21k, 'SECONDS_A_LINE', 0.0)
+    assert main(COMMAND) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and all(line.startswith('synsets:') for line in lines)
+    assert '0/3' in lines[0] and '3/3' in lines[-1] and ' synsets/s]' in lines[-1]
+    monkeypatch.setattr(in21k, 'SECONDS_A_LINE', 60.0)
+    assert main(COMMAND) == 0
+    assert not capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(in21k, 'prepare_in21k', interrupted)
+    assert main(COMMAND) == 130
+    assert capsys.readouterr().err == 'interrupted; what is finished is kept, run it again to go on\n'
 
 
 @pytest.mark.parametrize(('words', 'message'), [

@@ -1,7 +1,10 @@
 """`timm-miil in21k`: make ImageNet-21K-P of a release of ImageNet-21K, or check what was made."""
 import argparse
 import contextlib
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +18,8 @@ __all__ = ['HELP', 'add_arguments', 'run']
 
 HELP = 'make ImageNet-21K-P of the fall11 or winter21 release of ImageNet-21K, or check it'
 
-MOST_SHOWN = 20
+MOST_SHOWN = 20  # on a terminal
+SECONDS_A_LINE = 60.0  # of progress, where no terminal shows a bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +65,7 @@ def run(ns: argparse.Namespace) -> int:
         return _check(ns)
     if ns.out is None:
         raise ValueError('prepare needs --out, the folder to write into.')
-    with contextlib.closing(_Bars()) as bars:
+    with contextlib.closing(_Bars()) as bars, _said_how_to_go_on():
         report = prepare_in21k(
             ns.source, ns.out, release=ns.release, size=ns.size, resize=ns.resize, min_images=ns.min_images,
             val_images=ns.val_images, tree=ns.tree, is_a=ns.is_a, words=ns.words, shards=ns.shards,
@@ -76,31 +80,53 @@ def _check(ns: argparse.Namespace) -> int:
     with contextlib.closing(_Bars()) as bars:
         problems = check_in21k(
             ns.source, workers=ns.workers, on_progress=lambda done, total: bars.show('class folders', done, total))
-    for problem in problems[:MOST_SHOWN]:
+    shown = problems[:MOST_SHOWN] if sys.stdout.isatty() else problems
+    for problem in shown:
         print(printable(problem))
-    if len(problems) > MOST_SHOWN:
-        print(f'and {len(problems) - MOST_SHOWN} more')
+    if len(problems) > len(shown):
+        print(f'and {len(problems) - len(shown)} more; into a file (> FILE) go all')
     said = f'{len(problems)} files or folders are wrong' if problems else 'all as it was made'
     print(f'{printable(ns.source)}: {said}')
+    if problems:
+        print('delete the files with other bytes, then prepare again: that makes their classes anew, and no others')
     return 1 if problems else 0
 
 
+@contextlib.contextmanager
+def _said_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print('interrupted; what is finished is kept, run it again to go on', file=sys.stderr)
+        raise
+
+
 class _Bars:
-    """A bar for each part of the work, one after the other."""
+    """A bar for each part of the work, one after the other; a line each minute where there is no terminal."""
 
     def __init__(self) -> None:
         self._bar: tqdm[NoReturn] | None = None
         self._part = ''
+        self._begun = self._said = 0.0  # when the part began, and when a line was written last
+        self._first, self._unit = 0, ''
 
     def show(self, part: str, done: int, total: int) -> None:
         """Move the bar; what is done at first was done by an earlier run, and says nothing of how long it takes."""
         if self._bar is None or part != self._part:
             self.close()
-            unit = {'synsets': 'synsets', 'class folders': 'folders'}.get(part, 'pictures')
+            self._unit = {'synsets': ' synsets', 'class folders': ' folders'}.get(part, ' pictures')
+            # The mean of all so far: some synsets are no classes and done at once, so that the last ones say little.
             self._bar = tqdm(
-                desc=part, unit=unit, total=total, initial=done, disable=None, leave=False, dynamic_ncols=True)
-            self._part = part
+                desc=part, unit=self._unit, total=total, initial=done, disable=None, leave=False, dynamic_ncols=True,
+                smoothing=0)
+            self._part, self._first = part, done
+            self._begun = self._said = time.monotonic()
         self._bar.update(done - self._bar.n)
+        if self._bar.disable and (now := time.monotonic()) - self._said >= SECONDS_A_LINE:
+            self._said = now
+            line = tqdm.format_meter(
+                done, total, now - self._begun, prefix=part, unit=self._unit, initial=self._first, ncols=0)
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Take the bar away."""
