@@ -44,7 +44,7 @@ def test_labels_that_form_a_tree(tmp_path, capsys, monkeypatch):
     card = Path('a/model/README.md').read_text(encoding='utf-8')
     for words in (
             f'| top-1 accuracy averaged over the levels of the label tree, percent | test | {printed} |',
-            '| top-1 accuracy, percent | test |', 'arXiv:2104.10972', 'Tree scenes of handwritten digits', '33 labels'):
+            '| top-1 accuracy, percent | test |', 'arXiv:2104.10972', 'had a softmax of its own', 'Tree scenes of handwritten digits', '33 labels'):
         assert words in card, words
     assert Path('a/report.html').is_file()
     commands = [shlex.split(line) for line in out.splitlines()[-2:]]
@@ -72,12 +72,22 @@ def test_a_teacher_is_named(tmp_path, capsys, teacher):
     assert (recipe.teacher.name, recipe.teacher.distill_loss_weight) == (f'local-dir:{teacher}', 2)
     card = (tmp_path / 'a' / 'model' / 'README.md').read_text(encoding='utf-8')
     assert 'arXiv:2204.03475' in card and 'learnt from the labels and from the teacher' in card
-    assert f'`local-dir:{teacher}`, weighted 1 and 2' in card
+    assert f'teacher `test_resnet` in `local-dir:{teacher}`, weighted 1 and 2' in card
     page = (tmp_path / 'a' / 'report.html').read_text(encoding='utf-8')
     assert 'teacher' in page
     capsys.readouterr()
     assert run(TINY, '--output', tmp_path / 'b', '--teacher', 'resnet5', '--set', *TREE) == 2
     assert "teacher.name must be a model of timm, got 'resnet5'; did you mean" in capsys.readouterr().err
+
+
+def test_a_network_from_a_folder_keeps_its_name(tmp_path, teacher):
+    assert run(TINY, '--output', tmp_path / 'a', '--model', f'local-dir:{teacher}', '--pretrained', '--epochs', 1,
+               '--loss', 'cross_entropy', '--teacher', 'test_resnet', '--task-loss-weight', 0, '--set',
+               'task=single_label', 'teacher.pretrained=false', 'augment.image_size=32', *TREE) == 0
+    card = (tmp_path / 'a' / 'model' / 'README.md').read_text(encoding='utf-8')
+    assert '# Model card for test_resnet\n' in card and '**Architecture:** `test_resnet`' in card
+    assert f'It began with the weights of `test_resnet` in `local-dir:{teacher}`.' in card
+    assert 'It learnt from the teacher `test_resnet` alone, without the labels.' in card
 
 
 def test_the_arguments_of_a_teacher_are_not_for_another(tmp_path, capsys, teacher):

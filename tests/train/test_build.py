@@ -1,5 +1,6 @@
 """From a recipe to its parts: whose settings win, and what is found wrong before anything is trained."""
 import pytest
+import torch
 from timm.data import resolve_model_data_config
 
 from timm_miil.train import load_recipe, train
@@ -24,7 +25,9 @@ def test_evaluation_keeps_the_part_that_the_recipe_says(tiny_recipe):
     assert plain['crop_pct'] == 1.0 and found == {**plain, 'crop_pct': 0.95}
 
 
-@pytest.mark.parametrize('changes', [{'augment.name': 'paper'}, {'augment.image_size': '96'}])
+@pytest.mark.parametrize('changes', [
+    {'augment.name': 'paper'}, {'augment.image_size': '96'},
+    {'model.args.pretrained_cfg_overlay': '{input_size = [3, 96, 96], crop_pct = 1.0}'}])
 def test_tests_are_on_pictures_of_the_trained_size(changes):
     plain = load_recipe('finetune').override({'model.args.pretrained_backbone': 'false', 'augment.name': 'crop'})
     model = build_model(plain, LABELS)
@@ -33,6 +36,14 @@ def test_tests_are_on_pictures_of_the_trained_size(changes):
     trained = resolve_model_data_config(model)
     assert resolve_model_data_config(model, use_test_size=True) == trained
     assert trained['crop_mode'] == ('squash' if 'augment.name' in changes else 'center')
+
+
+def test_a_file_of_other_weights_is_told_in_few_words(tiny_recipe, tmp_path):
+    torch.save(build_model(tiny_recipe, LABELS[:-1]).state_dict(), tmp_path / 'weights.pth')
+    recipe = tiny_recipe.override({'model.args.checkpoint_path': str(tmp_path / 'weights.pth')})
+    build_model(recipe, LABELS[:-1])
+    with pytest.raises(ValueError, match=r"checkpoint_path must be weights of .*, got '.*weights.pth': .* other classes"):
+        build_model(recipe, LABELS)
 
 
 def test_what_the_model_is_told_wins_over_squishing(tiny_recipe):

@@ -148,6 +148,11 @@ def test_a_tree_that_is_missing_or_lacks_labels(recipe, splits, tmp_path):
     words = "names must be classes of the tree, got 'bent digit', 'digit 0', 'digit 1' and 30 more"
     with pytest.raises(ValueError, match=words):
         train(recipe, dataclasses.replace(splits, tree=PETS))
+    write_class_tree(PETS, tmp_path / 'pets.json')
+    with pytest.raises(ValueError, match=f'pets.json must be a tree over the labels of the data: {words}'):
+        train(recipe, dataclasses.replace(splits, tree=tmp_path / 'pets.json'))
+    with pytest.raises(FileNotFoundError, match="no file '.*none.json' of the tree that task 'semantic' needs"):
+        train(recipe, dataclasses.replace(splits, tree=tmp_path / 'none.json'))
     (tmp_path / 'tree.json').write_text('{}')
     with pytest.raises(CheckpointError, match='tree.json'):
         train(recipe, dataclasses.replace(splits, tree=tmp_path / 'tree.json'))

@@ -140,6 +140,25 @@ def test_weights_that_cannot_be_had_are_the_teachers(tiny_recipe, labels, monkey
         build_teacher(recipe, labels, student, CPU)
 
 
+def test_weights_of_another_network_are_the_teachers_in_few_words(tiny_recipe, labels, tmp_path, caplog):
+    file = tmp_path / 'weights.pth'
+    torch.save(timm.create_model('test_resnet', num_classes=len(labels)).state_dict(), file)
+    recipe = tiny_recipe.override({**FLAT, **TEACHER, 'teacher.args.checkpoint_path': str(file)})
+    with caplog.at_level(logging.WARNING):
+        assert same_weights(teacher_of(recipe, labels).model, timm.create_model(
+            'test_resnet', num_classes=len(labels), checkpoint_path=str(file)))
+    assert 'does not tell the names of its 33 classes' in caplog.text and 'random' not in caplog.text
+    with pytest.raises(ValueError, match='weights of the teacher test_vit must be of this network .*; give its') as info:
+        teacher_of(recipe.override({'teacher.name': 'test_vit', 'teacher.image_size': '0'}), labels)
+    assert len(str(info.value)) < 700
+
+
+def test_a_teacher_that_knows_nothing_is_told_of(tiny_recipe, labels, caplog):
+    with caplog.at_level(logging.WARNING):
+        teacher_of(tiny_recipe.override({**FLAT, **TEACHER}), labels)
+    assert 'the weights of the teacher test_resnet are random, so that it knows nothing' in caplog.text
+
+
 # ---- what it leaves alone
 
 
@@ -226,8 +245,9 @@ def test_a_run_with_a_teacher_goes_on_to_the_bit(tiny_recipe, one_label, tmp_pat
 def test_a_tree_is_not_taught_by_a_few_classes(tiny_recipe, one_label, tmp_path):
     recipe = tiny_recipe.override({
         **SEMANTIC, **TEACHER, 'teacher.cache': str(tmp_path / 'few'), 'teacher.cache_topk': '32'})
-    with pytest.raises(ValueError, match='must keep all logits, .* got topk 32 of 33 classes'):
+    with pytest.raises(ValueError, match="teacher.cache_topk must be all 33 labels with task 'semantic', .* got 32;"):
         train(recipe, one_label)
+    assert not (tmp_path / 'few').exists()  # whose settings would stand in the way of the right ones
 
 
 @pytest.mark.parametrize('changes', [{**FLAT, **MIXED}, {}], ids=['single_label', 'multi_label'])

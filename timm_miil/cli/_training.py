@@ -1,8 +1,10 @@
 """What the verbs that train share: progress for people, and the card of what was trained."""
+import contextlib
+import json
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -125,7 +127,9 @@ def render_run_card(
         training: One paragraph: the recipe, and the command that trains it again.
     """
     model: Any = result.model
-    teacher = result.recipe.teacher
+    name = result.recipe.model.name
+    if ':' in name:  # a place, of which the network need not know
+        name = str(model.pretrained_cfg.get('architecture') or name)
     names = [result.metric, *(['top1'] if result.metric == 'semantic_top1' else [])]
     metrics = [
         CardMetric(_CARD_METRICS[name], round(figures[name], 2), split)
@@ -134,24 +138,48 @@ def render_run_card(
     if math.isfinite(result.unseen_metrics.get('map', math.nan)):
         metrics.append(CardMetric('unseen_mAP', round(result.unseen_metrics['map'], 2), 'test'))
     return render_card(CardFacts(
-        name=result.recipe.model.name,
+        name=name,
         summary=summary,
         source='local-dir:model',
         licence=licence,
-        architecture=result.recipe.model.name,
+        architecture=name,
         num_params=sum(parameter.numel() for parameter in model.parameters()),
         input_size=tuple(model.pretrained_cfg['input_size']),
         dataset=dataset,
         dataset_id=dataset_id,
         label_names=result.label_names,
         metrics=metrics,
-        training=training if teacher is None else f'{training} It learnt from the labels and from the teacher '
-                                                  f'`{teacher.name}`, weighted {teacher.task_loss_weight:g} and '
-                                                  f'{teacher.distill_loss_weight:g}.',
+        training=' '.join([training, *_lessons(result.recipe)]),
         papers=_papers(result),
         problem_type=(
             'single_label_classification' if result.recipe.is_exclusive else 'multi_label_classification'),
     ))
+
+
+def _lessons(recipe: Recipe) -> Iterator[str]:
+    """What a network learnt from besides the pictures of this training, a sentence each."""
+    if recipe.model.pretrained:
+        yield f'It began with the weights of {_with_architecture(recipe.model.name)}.'
+    if recipe.task == 'semantic':
+        yield ('Each level of the tree over the labels had a softmax of its own: scores of labels of two levels were '
+               'never compared.')
+    teacher = recipe.teacher
+    if teacher is not None:
+        name = _with_architecture(teacher.name)
+        yield (
+            f'It learnt from the labels and from the teacher {name}, weighted {teacher.task_loss_weight:g} and '
+            f'{teacher.distill_loss_weight:g}.' if teacher.task_loss_weight else
+            f'It learnt from the teacher {name} alone, without the labels.')
+
+
+def _with_architecture(name: str) -> str:
+    """A network's name, with its architecture where the name is a folder."""
+    scheme, _, place = name.partition(':')
+    if scheme == 'local-dir':
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            architecture = json.loads((Path(place) / 'config.json').read_text(encoding='utf-8'))['architecture']
+            return f'`{architecture}` in `{name}`'
+    return f'`{name}`'
 
 
 def _papers(result: TrainResult) -> list[str]:

@@ -71,12 +71,16 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
 
     Raises:
         OSError: If the weights to start from cannot be downloaded or read.
+        ValueError: If they are in a file that is another network's.
     """
     classes = {'labels': list(label_names)} if recipe.task == 'zero_shot' else {'num_classes': len(label_names)}
     args = dict(recipe.model.args)
     # The model carries it to evaluation and into the saved folder.
     overlay: dict[str, Any] = {**AS_TRAINED, **SQUISH} if recipe.augment.name == 'paper' else {}
-    overlay |= args.get('pretrained_cfg_overlay', {})
+    given: Mapping[str, Any] = args.get('pretrained_cfg_overlay', {})
+    if {'input_size', 'crop_pct'} & given.keys():
+        overlay |= AS_TRAINED
+    overlay |= given
     if recipe.augment.image_size:
         overlay |= {**AS_TRAINED, 'input_size': (3, recipe.augment.image_size, recipe.augment.image_size)}
     if recipe.augment.crop_pct:
@@ -92,6 +96,13 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
             f'the weights that {recipe.model.name} starts from could not be had: {cut(str(error)).rstrip(".")}; check '
             f'the network, or start at random (model.pretrained = false, model.args.pretrained_backbone = false).'
         ) from error
+    except RuntimeError as error:  # torch names each tensor that does not fit
+        if not args.get('checkpoint_path'):
+            raise
+        raise ValueError(
+            f'model.args.checkpoint_path must be weights of {recipe.model.name} with {len(label_names)} classes, got '
+            f'{args["checkpoint_path"]!r}: {cut(str(error)).rstrip(".")}; weights of other classes are those of a model '
+            f'folder (model.name = "local-dir:FOLDER", model.pretrained = true).') from error
     return model
 
 

@@ -232,8 +232,15 @@ def _read_tree(splits: Splits, who: str) -> ClassTree:
         raise ValueError(
             f'{who} needs a tree over the labels: put a file {TREE_FILE} into the data folder, name one by data.tree, '
             f'or make one by timm_miil.data.ClassTree and write_class_tree.')
-    tree = splits.tree if isinstance(splits.tree, ClassTree) else read_class_tree(splits.tree)
-    return tree.ordered_as(splits.label_names)
+    if isinstance(splits.tree, ClassTree):
+        return splits.tree.ordered_as(splits.label_names)
+    if not splits.tree.is_file():
+        raise FileNotFoundError(f'there is no file {str(splits.tree)!r} of the tree that {who} needs; see data.tree.')
+    tree = read_class_tree(splits.tree)
+    try:
+        return tree.ordered_as(splits.label_names)
+    except ValueError as error:
+        raise ValueError(f'{splits.tree} must be a tree over the labels of the data: {error}') from error
 
 
 def _readable(source: LabelledImages | ImageStream, why: str) -> LabelledImages:

@@ -24,6 +24,9 @@ PRECISIONS = MappingProxyType({'fp32': None, 'bf16': torch.bfloat16, 'fp16': tor
 HIERARCHY_ARGS = ('include_deepest', 'max_factor')
 SYNSET = re.compile(r'n\d{8}')  # ImageNet's name of a class
 FEW = 3  # names in a message
+SAME_ORDER = (
+    'the teacher %s does not tell the names of its %d classes: they are taken to be the labels of the data, in the same '
+    'order.')
 
 _logger = logging.getLogger(__name__)
 
@@ -63,11 +66,16 @@ def build_teacher(
 
     Raises:
         OSError: If its weights cannot be downloaded or read, or the cache's folder not be written to.
-        ValueError: If it lacks a class of the student, or the cache is of another teacher.
+        ValueError: If its weights are another network's, it lacks a class of the student, or the cache is of another
+            teacher or keeps too few classes for the task.
     """
     settings = recipe.teacher
     if settings is None:
         return None
+    if settings.cache and recipe.task == 'semantic' and settings.cache_topk < len(label_names):
+        raise ValueError(
+            f"teacher.cache_topk must be all {len(label_names)} labels with task 'semantic', as each level of the tree "
+            f'has a softmax of its own, got {settings.cache_topk}; raise it, or set teacher.cache to \'\'.')
     config: dict[str, Any] = resolve_model_data_config(student)
     with seeded_run(recipe.seed, device):
         model = _network(settings, len(label_names)).to(device)
@@ -93,15 +101,26 @@ def _network(settings: TeacherSettings, num_classes: int) -> nn.Module:
     except OSError as error:
         raise OSError(
             f'the weights of the teacher {settings.name} could not be had: {cut(str(error)).rstrip(".")}; check the '
-            f'network, or name a file by teacher.args.checkpoint_path with teacher.pretrained = false.') from error
+            f'network and the name, or name a file by teacher.args.checkpoint_path with teacher.pretrained = false.'
+        ) from error
+    except RuntimeError as error:  # torch names each tensor that does not fit
+        raise ValueError(
+            f'the weights of the teacher {settings.name} must be of this network with {num_classes} classes: '
+            f'{cut(str(error)).rstrip(".")}; give its settings by teacher.args, or take another file.') from error
+    if not settings.pretrained and not settings.args.get('checkpoint_path'):
+        _logger.warning(
+            'the weights of the teacher %s are random, so that it knows nothing: set teacher.pretrained = true, or '
+            'name a file by teacher.args.checkpoint_path.', settings.name)
     return model
 
 
 def _columns(settings: TeacherSettings, model: Any, label_names: Sequence[str]) -> list[int] | None:
     """Which outputs are the student's classes; None for all, in their order."""
-    if not settings.pretrained:
-        return None
     name = settings.name
+    if not settings.pretrained:
+        if settings.args.get('checkpoint_path'):  # a file that names no classes
+            _logger.warning(SAME_ORDER, name, len(label_names))
+        return None
     known = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
     subset = infer_imagenet_subset({'num_classes': model.num_classes})
     if not known and subset and all(map(SYNSET.fullmatch, label_names)):
@@ -111,9 +130,7 @@ def _columns(settings: TeacherSettings, model: Any, label_names: Sequence[str]) 
             raise ValueError(
                 f'the teacher {name} must have the classes of the data: it has {model.num_classes}, whose names it '
                 f'does not tell, and the data have {len(label_names)}; take another, or one trained on these labels.')
-        _logger.warning(
-            'the teacher %s does not tell the names of its %d classes: they are taken to be the labels of the data, in '
-            'the same order.', name, len(label_names))
+        _logger.warning(SAME_ORDER, name, len(label_names))
         return None
     place = {label: index for index, label in enumerate(known)}
     lacking = [label for label in label_names if label not in place]
