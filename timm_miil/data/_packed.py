@@ -1,5 +1,6 @@
 """Millions of paths in one block of memory, where a tuple of Python's objects would take ten times as much."""
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -22,7 +23,7 @@ class PackedPaths(Sequence[Path]):
     def __init__(self, names: Iterable[str | os.PathLike[str]], root: str | os.PathLike[str] = '') -> None:
         self.root = Path(root)
         # The system's encoding: file names need not be valid text.
-        ends, block = [0], bytearray()
+        ends, block = array('q', [0]), bytearray()
         for name in names:
             block += os.fsencode(name)
             ends.append(len(block))

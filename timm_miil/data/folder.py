@@ -3,7 +3,7 @@
 Each picture shows one label, and all others are absent.
 """
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from timm_miil._checks import shown
 from timm_miil.data._files import few, is_folder
 from timm_miil.data._labels import LabelColumns
 from timm_miil.data._packed import PackedPaths
-from timm_miil.data.images import IMAGE_SUFFIXES, find_images
+from timm_miil.data.images import IMAGE_SUFFIXES, walk_images
 from timm_miil.data.records import MultiLabelRecords
 from timm_miil.data.targets import SparseTargets
 
@@ -65,23 +65,28 @@ def read_split(
             f'{root} has {len(beside)} pictures beside the folders of labels: {few(map(shown, beside), len(beside))}; '
             f'move each to the folder of its label.')
     columns = LabelColumns(labels, ignore_unknown=ignore_unknown_labels)
-    names: list[str] = []
-    counts: list[int] = []
     kept = [folder for folder in folders if columns.find(folder, 'a folder') >= 0]
     label_names, place = columns.finish(root)
-    for folder in kept:
-        start = len(names)
-        for path in find_images([root / folder]):
-            if path.suffix.lower() not in IMAGE_SUFFIXES:  # a folder comes out of the search if it cannot be listed
-                raise OSError(f'cannot list the folder {str(path)!r}.')
-            names.append(str(path.relative_to(root)))
-        counts.append(len(names) - start)
-    if not names:
+    counts: list[int] = []
+    paths = PackedPaths(_walk(root, kept, counts), root)
+    if not len(paths):
         raise FileNotFoundError(f'{root} has no pictures; these are files {" ".join(sorted(IMAGE_SUFFIXES))}.')
     targets = SparseTargets.from_entries(
-        np.arange(len(names)), np.repeat(place[[columns.known[folder] for folder in kept]], counts), 1,
-        shape=(len(names), len(label_names)))
-    return MultiLabelRecords(PackedPaths(names, root), targets, label_names)
+        np.arange(len(paths)), np.repeat(place[[columns.known[folder] for folder in kept]], counts), 1,
+        shape=(len(paths), len(label_names)))
+    return MultiLabelRecords(paths, targets, label_names)
+
+
+def _walk(root: Path, folders: Sequence[str], counts: list[int]) -> Iterator[str]:
+    """Names of the pictures below some folders, and in `counts` how many each of these has."""
+    start, suffixes = os.path.join(root, ''), tuple(IMAGE_SUFFIXES)
+    for folder in folders:
+        counts.append(0)
+        for path in walk_images(start + folder):
+            if not path.lower().endswith(suffixes):  # a folder comes out of the search if it cannot be listed
+                raise OSError(f'cannot list the folder {path!r}.')
+            counts[-1] += 1
+            yield path[len(start):]
 
 
 def _folders(folder: Path) -> list[str]:

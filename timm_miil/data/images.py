@@ -17,9 +17,10 @@ from timm_miil._checks import check_paths
 from timm_miil._errors import ImageError
 from timm_miil.data._files import is_folder
 
-__all__ = ['IMAGE_SUFFIXES', 'decode_image', 'find_images', 'load_image']
+__all__ = ['IMAGE_SUFFIXES', 'decode_image', 'find_images', 'load_image', 'walk_images']
 
 IMAGE_SUFFIXES = frozenset({'.jpg', '.jpeg', '.jfif', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff'})
+_SUFFIXES = tuple(IMAGE_SUFFIXES)
 
 # What Pillow may try. Its other readers are rarely met and some start programs (EPS runs Ghostscript).
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF')
@@ -76,7 +77,35 @@ def find_images(
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f'no such file or folder: {str(root)!r}.') from None
     excluded = {_identity(folder) for folder in exclude if os.path.isdir(folder)}
-    return (path for root in roots for path in _walk(root, excluded))
+    return (Path(path) for root in roots for path in walk_images(str(root), excluded))
+
+
+def walk_images(root: str, excluded: Collection[tuple[int, int]] = ()) -> Iterator[str]:
+    """What `find_images` lists of one root, as strings: of millions, objects would take most of the time.
+
+    Args:
+        root: File or folder.
+        excluded: Device and inode of folders not to enter.
+    """
+    # A stack, not recursion: folders nest deeper than Python's calls may.
+    stack: list[tuple[str, _Chain]] = [(root, None)]
+    if not os.path.isdir(root):
+        stack.clear()
+        yield root
+    while stack:
+        folder, parents = stack.pop()
+        try:
+            identity = _identity(folder)
+            if identity in excluded or _is_in(identity, parents):
+                continue
+            files, folders = _list_folder(folder)
+        except OSError:
+            yield folder
+            continue
+        start = os.path.join(folder, '')
+        for name in files:
+            yield start + name
+        stack.extend((start + name, (identity, parents)) for name in reversed(folders))
 
 
 def load_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -123,28 +152,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise ImageError(f'cannot read {name!r}: {_reason(error)}.') from error
 
 
-def _walk(root: Path, excluded: set[tuple[int, int]]) -> Iterator[Path]:
-    # A stack, not recursion: folders nest deeper than Python's calls may.
-    stack: list[tuple[Path, _Chain]] = [(root, None)]
-    if not root.is_dir():
-        stack.clear()
-        yield root
-    while stack:
-        folder, parents = stack.pop()
-        try:
-            identity = _identity(folder)
-            if identity in excluded or _is_in(identity, parents):
-                continue
-            files, folders = _list_folder(folder)
-        except OSError:
-            yield folder
-            continue
-        for name in files:
-            yield folder / name
-        stack.extend((folder / name, (identity, parents)) for name in reversed(folders))
-
-
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+def _list_folder(folder: str) -> tuple[list[str], list[str]]:
     """Sorted names of the pictures and of the folders in a folder."""
     files, folders = [], []
     with os.scandir(folder) as entries:
@@ -153,7 +161,7 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
                 continue
             if is_folder(entry):
                 folders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            elif entry.name.lower().endswith(_SUFFIXES):
                 files.append(entry.name)
     return sorted(files), sorted(folders)
 
