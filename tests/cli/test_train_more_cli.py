@@ -44,7 +44,8 @@ def test_labels_that_form_a_tree(tmp_path, capsys, monkeypatch):
     card = Path('a/model/README.md').read_text(encoding='utf-8')
     for words in (
             f'| top-1 accuracy averaged over the levels of the label tree, percent | test | {printed} |',
-            '| top-1 accuracy, percent | test |', 'arXiv:2104.10972', 'had a softmax of its own', 'Tree scenes of handwritten digits', '33 labels'):
+            '| top-1 accuracy, percent | test |', 'arXiv:2104.10972', 'had a softmax of its own',
+            'Tree scenes of handwritten digits', '33 labels'):
         assert words in card, words
     assert Path('a/report.html').is_file()
     commands = [shlex.split(line) for line in out.splitlines()[-2:]]

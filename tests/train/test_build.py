@@ -42,7 +42,7 @@ def test_a_file_of_other_weights_is_told_in_few_words(tiny_recipe, tmp_path):
     torch.save(build_model(tiny_recipe, LABELS[:-1]).state_dict(), tmp_path / 'weights.pth')
     recipe = tiny_recipe.override({'model.args.checkpoint_path': str(tmp_path / 'weights.pth')})
     build_model(recipe, LABELS[:-1])
-    with pytest.raises(ValueError, match=r"checkpoint_path must be weights of .*, got '.*weights.pth': .* other classes"):
+    with pytest.raises(ValueError, match=r"checkpoint_path must be weights of .*, got '.*weights.pth': .* other class"):
         build_model(recipe, LABELS)
 
 

@@ -165,6 +165,22 @@ def test_a_run_steps_at_the_rates_of_its_schedule(tiny_recipe, pictures):
     assert [step.lr for step in steps] == pytest.approx(want, rel=1e-6) and len(set(want)) == 4
 
 
+@pytest.mark.parametrize(('args', 'count'), [
+    ('{}', 2), ('{cooldown_epochs = 1}', 3), ('{warmup_prefix = true}', 3),
+    ('{cycle_limit = 2, cycle_decay = 1.0}', 4)])
+def test_cycles_and_cooldown_make_a_run_longer_as_in_timms_script(tiny_recipe, pictures, args, count):
+    changes = {'schedule.warmup_epochs': '1', 'schedule.min_lr': '1e-5', 'schedule.args': args}
+    recipe, steps = tiny_recipe.override(changes), []
+    assert recipe.num_epochs == count and recipe.override({'stop_epoch': '1'}).num_epochs == 1
+    result = train(recipe, pictures, on_step=steps.append)
+    assert len(result.epochs) == count
+    rates = [step.lr for step in steps]
+    if 'cooldown' in args:
+        assert rates[-2:] == [1e-5, 1e-5]
+    if 'cycle' in args:
+        assert rates[4:] == pytest.approx([LR, (LR - 1e-5) * (1 + math.cos(math.pi / 4)) / 2 + 1e-5, *rates[2:4]])
+
+
 @pytest.mark.parametrize(('epochs', 'lowest'), [(0.3, 0.0), (0.25, 0.0), (1.5, 0.002)])
 def test_the_warmup_takes_parts_of_an_epoch(tiny_recipe, epochs, lowest):
     recipe = tiny_recipe.override({

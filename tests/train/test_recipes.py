@@ -120,6 +120,33 @@ def test_the_complete_recipe_of_usi():
     assert (teacher.task_loss_weight, teacher.distill_loss_weight, teacher.temperature) == (1, 5, 1)
     other = recipe.override({'model.name': 'mobilenetv3_large_100'})
     assert changes(recipe, other) == {'model'}
+    # Its command, by the words of the published script.
+    assert (recipe.epochs, recipe.num_epochs, recipe.batch_size, recipe.seed, recipe.precision) == (
+        300, 310, 1024, 42, 'fp16')
+    assert (recipe.ema_decay, recipe.ema_warmup, recipe.clip_grad) == (0.99996, False, 0.0)
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay) == ('adamw', 2e-3, 2e-2)
+    schedule, augment = recipe.schedule, recipe.augment
+    assert (schedule.name, schedule.warmup_epochs, schedule.min_lr) == ('cosine', 5.0, 1e-6)
+    assert schedule.args == {'warmup_lr': 1e-4, 'cooldown_epochs': 10}
+    assert (augment.scale, augment.hflip, augment.crop_pct) == ((0.08, 1.0), 0.5, 0.95)
+    assert augment.args == {
+        'auto_augment': 'rand-m7-mstd0.5-inc1', 'aug_repeats': 3,
+        'mixup': {'mixup_alpha': 0.8, 'cutmix_alpha': 1.0, 'prob': 1.0, 'switch_prob': 0.5, 'label_smoothing': 0.0}}
+
+
+@pytest.mark.parametrize(('name', 'epochs', 'optimizer'), [
+    ('in21k_semantic', 80, ('adam', 3e-4, {})), ('in21k_single_label', 80, ('adam', 3e-4, {})),
+    ('in21k_multi_label', 80, ('adam', 3e-4, {})), ('in21k_from_scratch', 140, ('momentum', 1e-2, {'momentum': 0.0}))])
+def test_the_recipes_of_imagenet21k_are_the_published_scripts(name, epochs, optimizer):
+    recipe = load_recipe(name)
+    assert (recipe.epochs, recipe.batch_size, recipe.ema_decay, recipe.precision) == (epochs, 8 * 64, 0.0, 'fp16')
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.args) == optimizer
+    assert recipe.optimizer.weight_decay == 1e-4 and recipe.schedule.name == 'onecycle'
+    assert recipe.schedule.args == {'pct_start': 0.1, 'div_factor': 20.0, 'cycle_momentum': False}
+    assert (recipe.augment.name, recipe.augment.image_size, recipe.augment.args) == ('paper', 224, {})
+    assert recipe.model.name == ('tresnet_m' if name == 'in21k_from_scratch' else 'tresnet_m.miil_in1k')
+    assert recipe.model.pretrained == (name != 'in21k_from_scratch')
+    assert name == 'in21k_multi_label' or recipe.loss.args == {'smoothing': 0.2}
 
 
 @pytest.mark.parametrize('kind', ['', '_fpc'])

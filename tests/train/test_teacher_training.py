@@ -148,7 +148,7 @@ def test_weights_of_another_network_are_the_teachers_in_few_words(tiny_recipe, l
         assert same_weights(teacher_of(recipe, labels).model, timm.create_model(
             'test_resnet', num_classes=len(labels), checkpoint_path=str(file)))
     assert 'does not tell the names of its 33 classes' in caplog.text and 'random' not in caplog.text
-    with pytest.raises(ValueError, match='weights of the teacher test_vit must be of this network .*; give its') as info:
+    with pytest.raises(ValueError, match='weights of the teacher test_vit must be of this network') as info:
         teacher_of(recipe.override({'teacher.name': 'test_vit', 'teacher.image_size': '0'}), labels)
     assert len(str(info.value)) < 700
 

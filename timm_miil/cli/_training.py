@@ -72,8 +72,8 @@ def train_with_progress(recipe: Recipe, data: Path | Splits, *, head: str = '', 
         head: A line to print when the training has begun.
         **options: As for `train`.
     """
-    epochs = recipe.stop_epoch or recipe.epochs
-    before = recipe.prior.epochs if recipe.prior else 0  # of a temporary network
+    epochs = recipe.num_epochs
+    before = recipe.schedule.num_epochs(recipe.prior.epochs) if recipe.prior else 0  # of a temporary network
     metric = METRIC_OF_TASK[recipe.task]
     # With a delay, however short, nothing is drawn before the first step: other processes than the main one have none.
     with tqdm(desc='training', unit=' pictures', disable=None, leave=False, delay=math.ulp(0.0)) as bar:

@@ -126,7 +126,7 @@ class Run:
             TrainingInterrupted: If a signal came; all is saved.
         """
         with self.stop.heard() if self.folder is not None else nullcontext():
-            while self.epoch < (self.recipe.stop_epoch or self.recipe.epochs):
+            while self.epoch < self.recipe.num_epochs:
                 self._train_epoch()
                 self._end_epoch()
                 if self.host.add_up(torch.zeros((), device=self.host.device), bool(self.stop.signal_name))()[1]:

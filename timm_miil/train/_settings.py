@@ -38,6 +38,7 @@ DECIDED_OPTIMIZER = frozenset({'layer_decay', 'lr', 'opt', 'weight_decay'})
 DECIDED_TIMM_SCHEDULE = frozenset({
     'min_lr', 'num_epochs', 'optimizer', 'patience_epochs', 'plateau_mode', 'sched', 'step_on_epochs',
     'updates_per_epoch', 'warmup_epochs'})
+LENGTHENING = frozenset({'cooldown_epochs', 'cycle_limit', 'cycle_mul', 'warmup_prefix'})
 DECIDED_ONECYCLE = frozenset({'epochs', 'last_epoch', 'max_lr', 'optimizer', 'steps_per_epoch', 'total_steps'})
 DECIDED_TRANSFORM = frozenset({
     'crop_border_pixels', 'crop_mode', 'crop_pct', 'hflip', 'input_size', 'interpolation', 'is_training', 'mean',
@@ -239,6 +240,14 @@ class ScheduleSettings:
                 f'args.pct_start and args.final_div_factor.')
         _check_keywords(self.args, OneCycleLR, DECIDED_ONECYCLE)
         self._try()
+
+    def num_epochs(self, epochs: int) -> int:
+        """Epochs of a run, as timm counts them: further cycles, `cooldown_epochs` and `warmup_prefix` add some."""
+        if self.name == 'onecycle' or not LENGTHENING & self.args.keys():
+            return epochs
+        return math.ceil(create_scheduler_v2(
+            SGD([nn.Parameter(torch.zeros(1))], lr=1.0), sched=self.name, num_epochs=epochs, min_lr=self.min_lr,
+            warmup_epochs=cast(int, self.warmup_epochs), **self.args)[1])
 
     def _try(self) -> None:
         """Raise ValueError if the schedule does not run with its arguments: what it takes, it says best itself."""

@@ -101,8 +101,8 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
             raise
         raise ValueError(
             f'model.args.checkpoint_path must be weights of {recipe.model.name} with {len(label_names)} classes, got '
-            f'{args["checkpoint_path"]!r}: {cut(str(error)).rstrip(".")}; weights of other classes are those of a model '
-            f'folder (model.name = "local-dir:FOLDER", model.pretrained = true).') from error
+            f'{args["checkpoint_path"]!r}: {cut(str(error)).rstrip(".")}; those of other classes are taken from a '
+            f'model folder (model.name = "local-dir:FOLDER", model.pretrained = true).') from error
     return model
 
 

@@ -31,7 +31,7 @@ class Recipe:
 
     Args:
         summary: One sentence for people.
-        epochs: Passes over the training pictures, for which the schedule is made.
+        epochs: Passes over the training pictures, for which the schedule is made; see `num_epochs`.
         batch_size: Pictures of one step of the optimizer, over all processes and `grad_accum_steps`; what a recipe
             gives does not depend on the number of processes.
         seed: Decides initialisation, order of the pictures and augmentation; in [0, 2**32).
@@ -49,7 +49,7 @@ class Recipe:
             level of a tree over the labels (semantic softmax, arXiv:2104.10972); or 'zero_shot' for a network whose
             classes are queries made of the labels' names.
         unseen_labels: Labels to hold out, see `hold_out`; none by default.
-        stop_epoch: Stop after so many epochs of the schedule; 0 runs all.
+        stop_epoch: Stop after so many epochs; 0 runs all.
         grad_accum_steps: Parts in which a process computes a step, to fit into memory.
         precision: 'fp32', or 'bf16' or 'fp16' for the network's arithmetic; losses are computed in float32.
         torchcompile: Compile the network.
@@ -111,7 +111,7 @@ class Recipe:
         check_range(seed=self.seed, low=0, high=2 ** 32)
         check_range(ema_decay=self.ema_decay, low=0.0, high=1.0)
         check_from_zero(workers=self.workers, clip_grad=self.clip_grad, checkpoint_steps=self.checkpoint_steps)
-        check_range(stop_epoch=self.stop_epoch, low=0, high=self.epochs, closed=True)
+        check_range(stop_epoch=self.stop_epoch, low=0, high=self.schedule.num_epochs(self.epochs), closed=True)
         check_multiple(of=self.grad_accum_steps, batch_size=self.batch_size)
         if self.prior is not None and self.loss.name != 'class_aware_selective':
             raise ValueError(
@@ -133,6 +133,11 @@ class Recipe:
     def is_exclusive(self) -> bool:
         """Whether each picture has exactly one label."""
         return self.task in ('semantic', 'single_label')
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the run: `stop_epoch`, or `epochs` and what a schedule of cycles or cooldown adds to them."""
+        return self.stop_epoch or self.schedule.num_epochs(self.epochs)
 
     @property
     def made_pictures(self) -> SceneConfig | TreeSceneConfig | None:

@@ -25,8 +25,8 @@ HIERARCHY_ARGS = ('include_deepest', 'max_factor')
 SYNSET = re.compile(r'n\d{8}')  # ImageNet's name of a class
 FEW = 3  # names in a message
 SAME_ORDER = (
-    'the teacher %s does not tell the names of its %d classes: they are taken to be the labels of the data, in the same '
-    'order.')
+    'the teacher %s does not tell the names of its %d classes: they are taken to be the labels of the data, in the '
+    'same order.')
 
 _logger = logging.getLogger(__name__)
 
