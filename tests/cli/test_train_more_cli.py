@@ -2,6 +2,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import timm_miil.train._scoring as scoring_module
 from timm_miil.cli.main import main
+from timm_miil.data import ClassTree, write_class_tree
 from timm_miil.train import load_recipe
 
 TINY = Path(__file__).parent.parent / 'train' / 'tiny.toml'
@@ -53,7 +55,23 @@ def test_labels_that_form_a_tree(tmp_path, capsys, monkeypatch):
     for _, *words in commands:
         assert main(['a/scenes/test' if word == 'PICTURES' else word for word in words]) == 0
     top1 = re.search(r'\| top-1 accuracy, percent \| test \| (\d+\.\d+) \|', card)[1]
-    assert f'\ntop-1 {top1}\n' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f'\ntop-1 {top1}\n' in out and f'\nsemantic top-1 {printed}\n' in out
+    deepest = re.search(r'\nsemantic top-1 with the deepest level (\d+\.\d\d)\n', out)[1]
+    words = ['validate', 'a/model', '--data-dir', 'a/scenes', '--split', 'test', '--workers', '0']
+    assert main([*words, '--tree', 'a/scenes/tree.json', '--results-file', 'a.json']) == 0
+    found = json.loads(Path('a.json').read_text())
+    assert f'{100 * found["semantic_top1"]:.2f}' == printed
+    assert f'{100 * found["semantic_top1_with_deepest_level"]:.2f}' == deepest
+    # A tree over other labels: of the data it is passed over, a named one is wrong.
+    capsys.readouterr()
+    write_class_tree(ClassTree(('a', 'b'), (-1, -1)), 'other.json')
+    assert main([*words, '--tree', 'other.json']) == 2
+    assert 'names must be classes of the tree' in capsys.readouterr().err
+    shutil.copy('other.json', 'a/scenes/tree.json')
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert 'semantic' not in out and 'no semantic accuracy, since a/scenes/tree.json is no tree over these' in err
 
 
 def test_scores_that_are_counted_make_no_report(tmp_path, capsys, monkeypatch):

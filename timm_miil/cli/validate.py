@@ -2,14 +2,19 @@
 import argparse
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from timm_miil._atomic import write_file
+from timm_miil._errors import CheckpointError
 from timm_miil._extras import require
 from timm_miil.cli._data import add_data_arguments, few, open_data, running
 from timm_miil.cli._text import columns, printable
-from timm_miil.data import LabelledImages, read_label_set, read_word_vectors
+from timm_miil.data import TREE_FILE, ClassTree, LabelledImages, read_class_tree, read_label_set, read_word_vectors
 from timm_miil.inference import ACTIVATIONS, Validation, validate, write_report
+from timm_miil.losses import SemanticHierarchy
+from timm_miil.metrics import semantic_accuracy
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
@@ -18,6 +23,8 @@ HELP = 'measure a model on labelled pictures'
 # A table of more classes is for a file.
 MAX_TABLE, TABLE_WORST = 100, 20
 RESULTS_SUFFIXES = ('.csv', '.json')
+# Names of the figures of a tree, by whether its deepest level counts: ImageNet-21K's published figure is without.
+SEMANTIC = MappingProxyType({False: 'semantic_top1', True: 'semantic_top1_with_deepest_level'})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--embeddings', type=Path, metavar='FILE',
         help="of the data's labels, for a zero-shot model that was trained with others than its own: GloVe or word2vec "
              '(.txt, .bin), or .npy or .safetensors')
+    parser.add_argument(
+        '--tree', type=Path, metavar='FILE',
+        help=f"tree over the labels, for the semantic accuracy of a model of exclusive classes (default: the data's "
+             f'{TREE_FILE})')
     parser.add_argument(
         '--threshold', type=float, help="least confidence of a prediction (default: the model's own, else 0.5)")
     parser.add_argument(
@@ -42,12 +53,14 @@ def run(ns: argparse.Namespace) -> int:
     _check_targets(ns)
     source = open_data(ns)
     labels = read_label_set(ns.labels, ns.data_dir)
+    tree = _read_tree(ns, source.label_names)
     embeddings = read_word_vectors(ns.embeddings, source.label_names) if ns.embeddings else None
     with running(ns, source) as options:
         result = validate(
             ns.model, source, label_names=labels, embeddings=embeddings, common=ns.common, activation=ns.activation,
             threshold=ns.threshold, **options)
-    print(f'{printable(ns.model)} on {printable(ns.data_dir)}, {printable(ns.split)}\n{_summary(result)}')
+    semantic = _semantic(result, tree)
+    print(f'{printable(ns.model)} on {printable(ns.data_dir)}, {printable(ns.split)}\n{_summary(result, semantic)}')
     print(_table(result), end='')
     for which, names in (('data lack', result.only_model), ('model lacks', result.only_data)):
         if names:
@@ -55,7 +68,7 @@ def run(ns: argparse.Namespace) -> int:
     if result.broken:
         _note(f'{len(result.broken)} pictures left out:\n  {few(result.broken, chr(10) + "  ")}')
     if ns.results_file:
-        facts = {'model': ns.model, 'data_dir': str(ns.data_dir), 'split': ns.split}
+        facts = {'model': ns.model, 'data_dir': str(ns.data_dir), 'split': ns.split, **semantic}
         write_file(ns.results_file, result.to_csv() if ns.results_file.suffix == '.csv' else result.to_json(facts))
     if ns.report:
         _write_report(ns, result, source if isinstance(source, LabelledImages) else None)
@@ -75,11 +88,44 @@ def _check_targets(ns: argparse.Namespace) -> None:
             raise FileNotFoundError(f'there is no folder {str(path.parent)!r} for {path.name!r}.')
 
 
-def _summary(result: Validation) -> str:
+def _read_tree(ns: argparse.Namespace, labels: tuple[str, ...]) -> ClassTree | None:
+    """The tree that is named, or that of the data if it is over these labels."""
+    path = ns.tree or ns.data_dir / TREE_FILE
+    if not ns.tree and not path.is_file():
+        return None
+    try:
+        return read_class_tree(path).ordered_as(labels)
+    except (CheckpointError, ValueError) as error:
+        if ns.tree:
+            raise
+        _note(f'no semantic accuracy, since {printable(path)} is no tree over these labels: {printable(error)}')
+        return None
+
+
+def _semantic(result: Validation, tree: ClassTree | None) -> dict[str, float]:
+    """Shares of right answers over the levels of the tree, of pictures with one label, by name."""
+    if tree is None or result.top1 is None:
+        return {}
+    is_single = (result.targets == 1).sum(1) == 1
+    logits, labels = result.logits[is_single], result.targets[is_single].argmax(1)
+    parents, found = tree.ordered_as(result.label_names).parents, {}
+    for has_deepest, name in SEMANTIC.items():
+        try:
+            hierarchy = SemanticHierarchy(parents, include_deepest=has_deepest)
+        except ValueError:  # no level of two classes
+            continue
+        found[name] = float(semantic_accuracy(logits, labels, hierarchy))
+    return {name: share for name, share in found.items() if math.isfinite(share)}
+
+
+def _summary(result: Validation, semantic: Mapping[str, float]) -> str:
     ranking, f1 = result.average_precision, result.f1
     exclusive = [
         f'{name} {_percent(value)}' for name, value in (('top-1', result.top1), ('top-5', result.top5))
         if value is not None]
+    exclusive += [
+        f'semantic top-1{" with the deepest level" if name == SEMANTIC[True] else ""} {_percent(share)}'
+        for name, share in semantic.items()]
     left_out = ', '.join(f'{count} without {what}' for what, count in ranking.left_out.items() if count)
     unknown = float((result.targets == -1).double().mean())
     return ''.join(f'{line}\n' for line in (

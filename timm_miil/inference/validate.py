@@ -123,7 +123,7 @@ class Validation:
             'images_per_second': self.images_per_second, 'model_images_per_second': self.model_images_per_second}
         return {name: _finite(number) for name, number in numbers.items()}
 
-    def to_json(self, facts: Mapping[str, str] = MappingProxyType({})) -> str:
+    def to_json(self, facts: Mapping[str, str | float] = MappingProxyType({})) -> str:
         """All numbers as one JSON object: `summary`, and under 'classes' those of each class.
 
         Args:
