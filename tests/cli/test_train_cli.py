@@ -192,8 +192,9 @@ def test_labels_that_were_held_out_are_measured_too(data_dir, tmp_path, capsys):
 
 # Values for the keys that do not take 2.
 VALUES = {
-    'augment.args.auto_augment': 'rand-m7', 'augment.crop_pct': '0.9', 'augment.hflip': '0.1', 'data.format': 'coco',
-    'data.labels': 'names.txt', 'data.train': 'val', 'data.val': 'test', 'ema_decay': '0.1', 'loss.name': 'bce',
+    'augment.args.auto_augment': 'rand-m7', 'augment.args.interpolation': 'bilinear', 'augment.crop_pct': '0.9',
+    'augment.hflip': '0.1', 'data.format': 'coco', 'data.labels': 'names.txt',
+    'data.train': 'val', 'data.val': 'test', 'ema_decay': '0.1', 'loss.name': 'bce',
     'model.args.backbone': 'resnet18', 'model.name': 'resnet18', 'optimizer.args.momentum': '0.5',
     'optimizer.layer_decay': '0.5', 'optimizer.name': 'sgd', 'schedule.name': 'step', 'teacher.name': 'resnet18',
 }

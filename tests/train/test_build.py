@@ -3,7 +3,8 @@ import pytest
 import torch
 from timm.data import resolve_model_data_config
 
-from timm_miil.train import load_recipe, train
+from timm_miil._errors import RecipeError
+from timm_miil.train import build, load_recipe, read_splits, train
 from timm_miil.train.build import build_model
 
 LABELS = ['a', 'b']
@@ -44,6 +45,18 @@ def test_a_file_of_other_weights_is_told_in_few_words(tiny_recipe, tmp_path):
     build_model(recipe, LABELS[:-1])
     with pytest.raises(ValueError, match=r"checkpoint_path must be weights of .*, got '.*weights.pth': .* other class"):
         build_model(recipe, LABELS)
+
+
+def test_pictures_to_learn_from_have_an_interpolation_of_their_own(tiny_recipe, tiny_scenes, monkeypatch):
+    seen, splits = [], read_splits(tiny_scenes)
+    monkeypatch.setattr(build, 'create_transform', lambda **kwargs: seen.append(kwargs['interpolation']))
+    for args in ({}, {'augment.args.interpolation': 'lanczos'}):
+        recipe = tiny_recipe.override({'augment.name': 'timm', **args})
+        model = build_model(recipe, splits.label_names)
+        build.build_train_loader(recipe, splits.train, model)
+    assert seen == [model.pretrained_cfg['interpolation'], 'lanczos'] and seen[0] != 'lanczos'
+    with pytest.raises(RecipeError, match="augment.args.interpolation must be one of 'nearest', .* got 'cubic'"):
+        tiny_recipe.override({'augment.name': 'timm', 'augment.args.interpolation': 'cubic'})
 
 
 def test_what_the_model_is_told_wins_over_squishing(tiny_recipe):

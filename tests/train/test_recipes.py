@@ -130,7 +130,7 @@ def test_the_complete_recipe_of_usi():
     assert schedule.args == {'warmup_lr': 1e-4, 'cooldown_epochs': 10}
     assert (augment.scale, augment.hflip, augment.crop_pct) == ((0.08, 1.0), 0.5, 0.95)
     assert augment.args == {
-        'auto_augment': 'rand-m7-mstd0.5-inc1', 'aug_repeats': 3,
+        'auto_augment': 'rand-m7-mstd0.5-inc1', 'aug_repeats': 3, 'interpolation': 'bicubic',
         'mixup': {'mixup_alpha': 0.8, 'cutmix_alpha': 1.0, 'prob': 1.0, 'switch_prob': 0.5, 'label_smoothing': 0.0}}
 
 

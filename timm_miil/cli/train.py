@@ -73,6 +73,7 @@ VALUE_FLAGS = (
     ('--hflip', 'augment.hflip'),
     ('--vflip', 'augment.args.vflip'),
     ('--aa', 'augment.args.auto_augment'),
+    ('--train-interpolation', 'augment.args.interpolation'),
     ('--reprob', 'augment.args.re_prob'),
     ('--remode', 'augment.args.re_mode'),
     ('--recount', 'augment.args.re_count'),

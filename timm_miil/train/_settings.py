@@ -38,13 +38,15 @@ DECIDED_OPTIMIZER = frozenset({'layer_decay', 'lr', 'opt', 'weight_decay'})
 DECIDED_TIMM_SCHEDULE = frozenset({
     'min_lr', 'num_epochs', 'optimizer', 'patience_epochs', 'plateau_mode', 'sched', 'step_on_epochs',
     'updates_per_epoch', 'warmup_epochs'})
-LENGTHENING = frozenset({'cooldown_epochs', 'cycle_limit', 'cycle_mul', 'warmup_prefix'})
 DECIDED_ONECYCLE = frozenset({'epochs', 'last_epoch', 'max_lr', 'optimizer', 'steps_per_epoch', 'total_steps'})
 DECIDED_TRANSFORM = frozenset({
-    'crop_border_pixels', 'crop_mode', 'crop_pct', 'hflip', 'input_size', 'interpolation', 'is_training', 'mean',
+    'crop_border_pixels', 'crop_mode', 'crop_pct', 'hflip', 'input_size', 'is_training', 'mean',
     'naflex', 'normalize', 'ratio', 'scale', 'separate', 'std', 'tf_preprocessing', 'use_prefetcher'})
 DECIDED_MIXUP = frozenset({'multi_label', 'num_classes'})
 
+# What makes timm's schedules longer than their epochs.
+LENGTHENING = frozenset({'cooldown_epochs', 'cycle_limit', 'cycle_mul', 'warmup_prefix'})
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos', 'random')
 # A side of a picture beyond which memory ends.
 MOST_PIXELS = 4096
 # They need derivatives of the gradient, which training does not make.
@@ -279,9 +281,10 @@ class AugmentSettings:
         hflip: Probability of a mirrored picture, in [0, 1].
         image_size: Side of the pictures in pixels, for training and evaluation; 0 takes the model's own.
         crop_pct: Part of a picture's side that evaluation keeps, in (0, 1]; 0 takes the model's own.
-        args: For 'paper', `cutout` and `randaugment`. For 'timm', keyword arguments of `timm.data.create_transform`;
-            `aug_repeats`, how often a picture is in an epoch, as timm's script has it; and, for one label a picture, a
-            table `mixup` of keyword arguments of `timm.data.Mixup`.
+        args: For 'paper', `cutout` and `randaugment`. For 'timm', keyword arguments of `timm.data.create_transform`, of
+            which `interpolation` is the model's own unless it is given; `aug_repeats`, how often a picture is in an
+            epoch, as timm's script has it; and, for one label a picture, a table `mixup` of keyword
+            arguments of `timm.data.Mixup`.
     """
     name: str
     scale: tuple[float, float] = (0.08, 1.0)
@@ -307,6 +310,7 @@ class AugmentSettings:
             _check_keywords(mixup, Mixup, DECIDED_MIXUP, 'args.mixup')
             check_not_negative(**{'args.aug_repeats': repeats})
             _check_keywords(args, create_transform, DECIDED_TRANSFORM)
+            check_choice(**{'args.interpolation': args.get('interpolation', 'random')}, choices=INTERPOLATIONS)
             return
         known = ('cutout', 'randaugment') if self.name == 'paper' else ()
         for key in args:

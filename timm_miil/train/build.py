@@ -323,8 +323,8 @@ def _train_transform(recipe: Recipe, model: nn.Module) -> Callable[[Image.Image]
     args = {key: value for key, value in augment.args.items() if key not in ('mixup', 'aug_repeats')}
     transform: Callable[[Image.Image], Tensor] = create_transform(
         input_size=config['input_size'], is_training=True, scale=augment.scale, ratio=augment.ratio,
-        hflip=augment.hflip, interpolation=config['interpolation'], mean=config['mean'], std=config['std'],
-        **{'color_jitter': 0.0, **args})
+        hflip=augment.hflip, mean=config['mean'], std=config['std'],
+        **{'interpolation': config['interpolation'], 'color_jitter': 0.0, **args})
     return transform
 
 
