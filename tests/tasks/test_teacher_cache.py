@@ -1,5 +1,6 @@
 """Answers on disk: the very same for the very same pixels, within their bytes, whoever writes and whatever breaks."""
 import json
+import logging
 import os
 import struct
 import subprocess
@@ -17,6 +18,7 @@ from timm_miil.tasks import Teacher, TeacherCache
 from timm_miil.tasks._answer_files import AnswerFiles
 from timm_miil.tasks._key_index import KeyIndex
 from timm_miil.tasks._picture_keys import PictureKeys
+from timm_miil.tasks.teacher_cache import VAIN_BATCHES
 
 CLASSES = 12
 
@@ -87,6 +89,20 @@ def test_what_another_wrote_meanwhile_is_kept_once(tmp_path):
     for cache in [*caches, build(tmp_path)]:
         cache.answer(pictures(), ask)
         assert len(cache) == 4 and ask.count == 8
+
+
+@pytest.mark.parametrize('is_same', [True, False])
+def test_a_folder_that_helps_nothing_is_told_of_once(tmp_path, caplog, is_same):
+    first = build(tmp_path)
+    first.answer(pictures(), Asked())
+    first.flush()
+    with caplog.at_level(logging.WARNING):
+        cache = build(tmp_path)
+        if is_same:
+            cache.answer(pictures(), Asked())
+        for count in range(2 * VAIN_BATCHES):
+            cache.answer(pictures() + count + 1, Asked())
+    assert caplog.text.count('has 4 answers, and none is of the pictures that came') == (not is_same)
 
 
 def test_an_empty_batch_is_one(tmp_path):

@@ -2,6 +2,7 @@
 
 The k largest logits of each picture are kept, with what the others have together; no one paper's.
 """
+import logging
 import math
 import os
 import weakref
@@ -22,6 +23,9 @@ __all__ = ['TeacherCache']
 FORMAT = 1
 TAILS = ('softmax', 'sigmoid')  # columns of the records' `rest`
 HALF_MAX = 65504.0
+VAIN_BATCHES = 20  # after which one is told that nothing is found
+
+_logger = logging.getLogger(__name__)
 
 
 class TeacherCache:
@@ -95,6 +99,7 @@ class TeacherCache:
         self._files = AnswerFiles(
             Path(directory), {'format': FORMAT, 'teacher': teacher, 'num_classes': num_classes, 'topk': topk},
             {'places': ((topk,), places), 'logits': ((topk,), torch.float16), 'rest': ((2,), torch.float32)}, max_bytes)
+        self._num_known, self._num_batches = len(self), 0
         # At the end of the program, too; it must not hold the cache itself.
         weakref.finalize(self, self._files.close)
 
@@ -122,6 +127,7 @@ class TeacherCache:
             self.num_found += len(images)
             return self._restored({name: tensor.to(images.device) for name, tensor in found.items()})
         self.num_asked += len(images)
+        self._warn_if_vain()
         logits = ask(images)
         if logits.shape != (len(images), self.num_classes):
             raise ValueError(
@@ -141,6 +147,15 @@ class TeacherCache:
             OSError: If they cannot be written.
         """
         self._files.flush()
+
+    def _warn_if_vain(self) -> None:
+        """Tell once, where the folder had answers and none is of the pictures that come."""
+        self._num_batches += 1
+        if self._num_batches == VAIN_BATCHES and self._num_known and not self.num_found:
+            _logger.warning(
+                '%s has %d answers, and none is of the pictures that came: it helps a training that draws the very '
+                'pictures of an earlier one, with its seed, batches and augmentation.', self._files.folder,
+                self._num_known)
 
     def _record(self, logits: Tensor) -> dict[str, Tensor]:
         logits = logits.float()
