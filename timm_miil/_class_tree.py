@@ -4,7 +4,6 @@ import graphlib
 import itertools
 import json
 import numbers
-import pickle
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,7 +122,9 @@ def read_tree(path: Path) -> dict[str, Any]:
             tree = json.loads(path.read_text(encoding='utf-8'))
         else:
             tree = torch.load(path, map_location='cpu', weights_only=True)
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever its parsing of another file meets
         raise CheckpointError(
             f'{path} cannot be read as a tree of plain lists and strings ({type(error).__name__}); if you trust the '
             f'file, open it once by other means and save the dict as .json.') from error

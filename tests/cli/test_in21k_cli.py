@@ -127,7 +127,7 @@ def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
     (['in21k', 'prepare', 'in'], 'prepare needs --out'),
     (['in21k', 'check', 'in', '--out', 'out'], 'and no --out'),
     (['in21k', 'check', 'in'], 'in has no manifest.jsonl'),
-    (['in21k', 'prepare', 'in', '--out', 'out', '-j', '0'], 'fall11 must give 11221 classes, got 0; out/report.json'),
+    (['in21k', 'prepare', 'in', '--out', 'out', '-j', '0'], 'fall11 has 11221 classes, got 3 synsets in source; take'),
     ([*COMMAND, '--release', 'winter21'], 'min_images must be 500 for the 10450 classes of winter21, got 2'),
     ([*COMMAND, '--tree', 'a', '--is-a', 'b'], 'not allowed with argument'),
     ([*COMMAND, '--words', 'b'], 'words needs is_a'),

@@ -143,6 +143,13 @@ def test_a_file_that_is_no_tree_is_refused(tmp_path, content, message):
         read_class_tree(tmp_path / 'none.json')
 
 
+@pytest.mark.parametrize('content', [b'', b'hello', b'<html>404</html>', b'n00000001 n00000002\n', bytes(range(256))])
+def test_any_other_file_is_refused_whatever_torch_makes_of_it(tmp_path, content):
+    (tmp_path / 'tree.pth').write_bytes(content)
+    with pytest.raises(CheckpointError, match='tree.pth cannot be read as a tree of plain lists and strings'):
+        read_class_tree(tmp_path / 'tree.pth')
+
+
 # ---- labels with their ancestors
 
 

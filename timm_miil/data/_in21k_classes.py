@@ -98,9 +98,14 @@ class TreeMaker:
             {} if words is None else read_words(words))
 
     def check_can_be(self, synsets: Iterable[str]) -> None:
-        """Raise ValueError if classes of the tree are not even there, before hours of work."""
+        """Raise ValueError if classes of the release or of the tree are not even there, before hours of work."""
+        synsets = set(synsets)
+        if self.release != CUSTOM and len(synsets) < RELEASES[self.release].classes:
+            raise ValueError(
+                f'{self.release} has {RELEASES[self.release].classes} classes, got {len(synsets)} synsets in source; '
+                f'take release={CUSTOM!r} for a part of it, and the release when all are there.')
         if self.tree is not None and self.release != CUSTOM:
-            if missing := sorted(set(self.tree.class_names) - set(synsets)):
+            if missing := sorted(set(self.tree.class_names) - synsets):
                 raise ValueError(
                     f'source must have all classes of the tree, got none of {len(missing)}: '
                     f'{few(missing, len(missing))}; take release={CUSTOM!r} to do without.')
