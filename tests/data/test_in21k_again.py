@@ -164,6 +164,24 @@ def test_shards_of_other_pictures_are_said(small, caplog):
     assert caplog.messages == [f'{small}/out/shards has the pictures of before; delete it, or have it made again.']
 
 
+def test_a_run_that_ends_early_leaves_no_manifest_that_says_all_was_made(small, monkeypatch, caplog):
+    again(small, shards=True)
+    write_folder(small / 'in' / 'n00000003', {name: picture(3) for name in names('n00000003', 6)})
+
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(in21k, 'run_jobs', ended)
+        again(small)
+    with pytest.raises(FileNotFoundError, match='has no manifest.jsonl; prepare_in21k writes it at its end'):
+        check_in21k(small / 'out', workers=0)
+    again(small)
+    assert check_in21k(small / 'out', workers=0) == []
+    assert caplog.messages == [f'{small}/out/shards has the pictures of before; delete it, or have it made again.']
+    assert not (small / 'out' / '.in21k' / 'manifest.jsonl').exists()
+
+
 def test_a_disk_that_is_full_at_the_end_says_what_is_kept(small, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, 'No space left on device')

@@ -107,9 +107,9 @@ def prepare_in21k(
     """Make ImageNet-21K-P of a release of ImageNet-21K.
 
     `out` gets `train/<synset>/*.jpg` and `val/<synset>/*.jpg`, which the format 'folder' reads, and those of timm and
-    torchvision; `tree.json`; `manifest.jsonl` with size and SHA-256 of every picture, for `check_in21k`; `report.json`;
-    and, if asked for, the same pictures once more in `shards/`. Everything is decided by the source and the settings,
-    to the byte, with one version of Pillow.
+    torchvision; `report.json`; `tree.json`; `manifest.jsonl` with size and SHA-256 of every picture, for `check_in21k`,
+    which is there when all this is; and, if asked for, the same pictures once more in `shards/`. Everything is decided
+    by the source and the settings, to the byte, with one version of Pillow.
 
     Each synset is made in a hidden folder and moved when it is whole. A run that was interrupted, by whatever, goes on
     with the synsets that are not finished; a finished one stays, also if its source is gone. It is made again if its
@@ -180,6 +180,8 @@ def prepare_in21k(
         maker.check_can_be(known.keys() | synsets.keys())
         records = dict(known)
         todo = [synsets[synset] for synset in synsets if synset not in known]
+        if todo and (place.out / MANIFEST_FILE).exists():
+            os.replace(place.out / MANIFEST_FILE, place.hidden / MANIFEST_FILE)  # with it, all would seem finished
         _tell(on_progress, 'synsets', len(records), len(records) + len(todo))
         for _, record in run_jobs((SynsetJob(one, place, settings) for one in todo), workers):
             records[record.synset] = record
@@ -192,11 +194,11 @@ def prepare_in21k(
         try:
             write_file(place.out / REPORT_FILE, report.to_json())
             class_tree = maker.make(classes, place.out / REPORT_FILE) or kept
-            are_others = _write_manifest(place, classes)
             if class_tree is None:
                 (place.out / TREE_FILE).unlink(missing_ok=True)
             else:
                 write_class_tree(class_tree, place.out / TREE_FILE)
+            are_others = _write_manifest(place, classes)
         except OSError as error:
             raise OSError(
                 f'cannot write the lists in {place.out} ({cut(str(error))}); all pictures are there, run it again to '
@@ -292,13 +294,15 @@ def _tree_of_before(place: Workplace, classes: list[str]) -> ClassTree | None:
 
 def _write_manifest(place: Workplace, classes: list[str]) -> bool:
     """Put the synsets' lines together; whether there are shards and they are of another manifest."""
-    path = place.out / MANIFEST_FILE
-    before = hash_file(path) if path.exists() and (place.out / SHARDS_FOLDER).exists() else ''
+    path, old = place.out / MANIFEST_FILE, place.hidden / MANIFEST_FILE
+    earlier = path if path.exists() else old
+    before = hash_file(earlier) if earlier.exists() and (place.out / SHARDS_FOLDER).exists() else ''
     with whole_file(path) as manifest:
         for split in SPLITS:
             for synset in classes:
                 if place.part(split, synset).exists():
                     manifest.write(place.part(split, synset).read_bytes())
+    old.unlink(missing_ok=True)
     return bool(before) and hash_file(path) != before
 
 
