@@ -74,6 +74,22 @@ def test_labels_that_form_a_tree(tmp_path, capsys, monkeypatch):
     assert 'semantic' not in out and 'no semantic accuracy, since a/scenes/tree.json is no tree over these' in err
 
 
+def test_labels_with_their_ancestors_are_measured_as_they_were_learnt(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(TINY, '--output', 'made', '--loss', 'cross_entropy', '--epochs', 1, '--set', 'task=single_label',
+               *TREE) == 0
+    shutil.move('made/scenes/tree.json', 'own.json')
+    capsys.readouterr()
+    assert run(TINY, '--output', 'a', '--data-dir', 'made/scenes', '--epochs', 1, '--set', 'data.ancestors=true',
+               'data.tree=own.json') == 0
+    out = capsys.readouterr().out
+    printed = re.search(r'^test mAP (\d+\.\d\d) ', out, re.MULTILINE)[1]
+    _, validate, tune = (shlex.split(line)[1:] for line in out.splitlines()[-3:])
+    assert main([*validate, '--workers', '0']) == 0
+    assert re.search(rf'^mAP (.*: )?{printed}$', capsys.readouterr().out, re.MULTILINE)
+    assert main([*tune, '--workers', '0']) == 0 and '--ancestors' in tune
+
+
 def test_scores_that_are_counted_make_no_report(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scoring_module, 'MOST_SCORES', 0)
     assert run(TINY, '--output', tmp_path / 'a', '--loss', 'cross_entropy', '--epochs', 1, '--set',

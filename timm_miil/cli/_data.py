@@ -12,7 +12,8 @@ from tqdm import tqdm
 from timm_miil._checks import shown
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
-from timm_miil.data import ImageStream, LabelledImages, list_formats, open_split
+from timm_miil.data import (
+    TREE_FILE, ImageStream, LabelledImages, list_formats, open_split, read_class_tree, with_ancestors)
 from timm_miil.data._processes import count_cores
 from timm_miil.inference import BATCH_SIZE
 
@@ -40,6 +41,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data-dir', type=Path, required=True, metavar='DIR', help='folder of the data set')
     add_source_arguments(
         parser, split='val', labels='; also the names of the classes of a model that does not know them')
+    parser.add_argument(
+        '--ancestors', action='store_true',
+        help='let each picture also show the ancestors of what it shows, as ImageNet-21K becomes multi-label')
+    parser.add_argument(
+        '--tree', type=Path, metavar='FILE',
+        help=f"tree over the labels, for --ancestors and for semantic accuracy (default: the data's {TREE_FILE})")
     parser.add_argument(
         '--common', action='store_true', help='pass over labels that only the model or only the data have')
     parser.add_argument('-b', '--batch-size', type=int, default=BATCH_SIZE, help='default: %(default)s')
@@ -77,11 +84,15 @@ def open_data(ns: argparse.Namespace) -> LabelledImages | ImageStream:
     """The pictures that the words choose.
 
     Raises:
+        CheckpointError: If the tree's file is none.
         OSError: If there is no such folder, split or file.
         TypeError: If an option is of the wrong kind.
         ValueError: If a word is wrong, or the data are.
     """
-    return open_split(ns.data_dir, ns.split, format=ns.format, labels=ns.labels, **format_options(ns))
+    source = open_split(ns.data_dir, ns.split, format=ns.format, labels=ns.labels, **format_options(ns))
+    if not getattr(ns, 'ancestors', False):
+        return source
+    return with_ancestors(source, read_class_tree(ns.tree or ns.data_dir / TREE_FILE).ordered_as(source.label_names))
 
 
 def format_options(ns: argparse.Namespace) -> dict[str, Any]:

@@ -287,6 +287,10 @@ def _next_commands(recipe: Recipe, folder: Path, data: Path) -> list[str]:
     options = {key: value for key, value in recipe.data.args.items() if key != 'ignore_unknown_labels'}
     if recipe.data.labels:
         words += ['--labels', recipe.data.labels]
+    if recipe.data.ancestors:
+        words += ['--ancestors']
+    if recipe.data.tree and (recipe.data.ancestors or recipe.task == 'semantic'):
+        words += ['--tree', recipe.data.tree]
     if recipe.data.args:
         words += ['--set', *(f'{key}={json.dumps(value)}' for key, value in recipe.data.args.items())]
 

@@ -37,10 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the data's labels, for a zero-shot model that was trained with others than its own: GloVe or word2vec "
              '(.txt, .bin), or .npy or .safetensors')
     parser.add_argument(
-        '--tree', type=Path, metavar='FILE',
-        help=f"tree over the labels, for the semantic accuracy of a model of exclusive classes (default: the data's "
-             f'{TREE_FILE})')
-    parser.add_argument(
         '--threshold', type=float, help="least confidence of a prediction (default: the model's own, else 0.5)")
     parser.add_argument(
         '--results-file', type=Path, metavar='FILE', help='write all numbers to .json, or those of the classes to .csv')
