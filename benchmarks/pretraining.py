@@ -1,4 +1,4 @@
-"""Do two claims about pretraining and distillation show on painted digits? All settings were fixed before the runs.
+"""Do two claims about pretraining and distillation show on painted digits?
 
 (1) A network that was pretrained with semantic softmax goes on better than one that was pretrained with a flat softmax:
 recipes tree_semantic and tree_flat, then tree_transfer from the weights of each. (2) Any network learns better with a
