@@ -99,10 +99,11 @@ def _network(settings: TeacherSettings, num_classes: int) -> nn.Module:
     try:
         model: nn.Module = create_model(settings.name, pretrained=settings.pretrained, **classes, **settings.args)
     except OSError as error:
+        what = 'train it first, or check the folder' if settings.name.startswith('local-dir:') else (
+            'check the network and the name')
         raise OSError(
-            f'the weights of the teacher {settings.name} could not be had: {cut(str(error)).rstrip(".")}; check the '
-            f'network and the name, or name a file by teacher.args.checkpoint_path with teacher.pretrained = false.'
-        ) from error
+            f'the weights of the teacher {settings.name} could not be had: {cut(str(error)).rstrip(".")}; {what}, or '
+            f'name a file by teacher.args.checkpoint_path with teacher.pretrained = false.') from error
     except RuntimeError as error:  # torch names each tensor that does not fit
         raise ValueError(
             f'the weights of the teacher {settings.name} must be of this network with {num_classes} classes: '
