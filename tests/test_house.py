@@ -54,6 +54,7 @@ THIRD_PARTY = {room: CORE for room in MAY_IMPORT} | {
 # The files beside the rooms, and the third-party packages each may import. They import no room.
 FILES = {
     '_atomic': set(),
+    '_cores': set(),
     '_checks': {'torch'},
     '_class_tree': {'torch'},
     '_errors': set(),

@@ -10,11 +10,11 @@ import torch
 from tqdm import tqdm
 
 from timm_miil._checks import shown
+from timm_miil._cores import count_cores
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
 from timm_miil.data import (
     TREE_FILE, ImageStream, LabelledImages, list_formats, open_split, read_class_tree, with_ancestors)
-from timm_miil.data._processes import count_cores
 from timm_miil.inference import BATCH_SIZE
 
 __all__ = [

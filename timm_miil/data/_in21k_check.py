@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from timm_miil._checks import check_not_negative, shown
+from timm_miil._cores import count_cores
 from timm_miil.data._in21k_synset import SPLITS
-from timm_miil.data._processes import count_cores, run_jobs
+from timm_miil.data._processes import run_jobs
 
 __all__ = ['MANIFEST_FILE', 'check_in21k']
 

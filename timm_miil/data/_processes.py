@@ -1,6 +1,5 @@
 """Jobs in processes of their own, which end with the one that started them."""
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -8,14 +7,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-__all__ = ['count_cores', 'run_jobs']
+__all__ = ['run_jobs']
 
 Result = TypeVar('Result')
-
-
-def count_cores() -> int:
-    """Processor cores that this process may use, which on a shared machine are not all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def run_jobs(jobs: Iterable[Callable[[], Result]], workers: int) -> Iterator[tuple[int, Result]]:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from timm_miil._cores import count_cores
 from timm_miil._atomic import whole_file, write_file
 from timm_miil._checks import check_choice, check_folder, check_not_negative, check_positive, cut, shown
 from timm_miil._errors import CheckpointError
@@ -27,7 +28,7 @@ from timm_miil.data._in21k_check import MANIFEST_FILE, check_in21k
 from timm_miil.data._in21k_classes import CUSTOM, RELEASES, Release, TreeMaker, read_is_a, read_words
 from timm_miil.data._in21k_source import Omission, SynsetSource, find_synsets
 from timm_miil.data._in21k_synset import RESIZE, SPLITS, Settings, SynsetJob, SynsetRecord, Workplace
-from timm_miil.data._processes import count_cores, run_jobs
+from timm_miil.data._processes import run_jobs
 from timm_miil.data._shard_index import hash_file
 from timm_miil.data.folder import read_split
 from timm_miil.data.hierarchy import TREE_FILE, ClassTree, read_class_tree, write_class_tree

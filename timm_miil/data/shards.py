@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from timm_miil._checks import check_not_negative, check_positive, shown
+from timm_miil._cores import count_cores
 from timm_miil.data._labels import LabelColumns
-from timm_miil.data._processes import count_cores
 from timm_miil.data._shard_index import LabelCounts, Shard, ShardIndex, check_split_name, find_indices, index_path
 from timm_miil.data._shard_tar import Labels, Sample, list_samples, parse_labels, read_span
 from timm_miil.data._shard_writing import ShardPlan, write_planned

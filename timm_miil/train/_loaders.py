@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
+from timm_miil._cores import count_cores
 from timm_miil.data import ImageStream, MultiLabelDataset
-from timm_miil.data._processes import count_cores
 from timm_miil.data.records import UnreadPicture
 from timm_miil.data.seeding import kept_generators, mix_seed, seed_generators
 
