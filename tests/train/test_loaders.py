@@ -20,7 +20,6 @@ from timm_miil.train._loaders import EpochLoader, Share, StreamLoader
 
 NUM_IMAGES, BATCH, STEPS = 27, 8, 3
 NAMES = [f'{number}.png' for number in range(NUM_IMAGES)]
-forks = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')  # Python 3.12, where torch has threads
 both = pytest.mark.parametrize('kind', ['files', 'stream'])
 
 
@@ -152,7 +151,6 @@ def test_two_processes_share_a_stream_out(records):
     assert all(torch.equal(row, whole.get(int(row[0]), row)) for row in rows), 'a draw depends on the process'
 
 
-@forks
 @both
 @pytest.mark.parametrize(('workers', 'parts'), [(0, 1), (0, 2), (2, 1)])
 def test_a_start_skips_whole_steps_and_nothing_else(make, workers, parts):
@@ -162,7 +160,6 @@ def test_a_start_skips_whole_steps_and_nothing_else(make, workers, parts):
         assert_same(loader.batches(3, start), whole[parts * start:])
 
 
-@forks
 def test_a_streams_start_falls_to_the_worker_whose_turn_it_is(shards):
     loader = stream(shards, workers=2, batch_size=3)
     whole = list(loader.batches(2))
@@ -197,14 +194,12 @@ def test_repeats_follow_each_other_and_differ(records):
 # ---- who reads them
 
 
-@forks
 def test_worker_processes_give_the_same_batches_to_the_bit(records):
     alone, busy = files(records), files(records, workers=2)
     for epoch, start in ((0, 0), (1, 1), (0, 2)):
         assert_same(busy.batches(epoch, start), alone.batches(epoch, start))
 
 
-@forks
 def test_worker_processes_read_each_picture_of_a_stream_as_one_does(shards):
     alone, busy = ([
         (name, image, targets) for batch in stream(shards, workers=workers, batch_size=3).batches(1)
@@ -280,7 +275,6 @@ def test_the_generators_are_the_callers_where_a_picture_fails(kind, records, tmp
     assert states() == before
 
 
-@forks
 @both
 @pytest.mark.parametrize('workers', [0, 2])
 def test_the_call_draws_one_number_of_torchs_generator(make, workers):
@@ -331,7 +325,6 @@ def test_each_item_needs_an_epoch(records):
 # ---- signals
 
 
-@forks
 def test_a_worker_outlives_a_signal_but_not_for_ever(monkeypatch):
     monkeypatch.setattr(loaders_module, 'GRACE_SECONDS', 2)
     told, tells = multiprocessing.get_context('fork').Pipe(duplex=False)
