@@ -293,7 +293,7 @@ def test_what_is_no_release_is_refused(tmp_path):
     (tmp_path / 'in' / 'cats').mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match='has no synsets: folders like n01440764 or files like n01440764.tar'):
         prepare_in21k(tmp_path / 'in', tmp_path / 'out', **SMALL)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match='source must be the folder of a release, got .*, where nothing is'):
         prepare_in21k(tmp_path / 'none', tmp_path / 'out', **SMALL)
     (tmp_path / 'fall11_whole.tar').touch()
     with pytest.raises(NotADirectoryError, match='got the file .*fall11_whole.tar; unpack it'):

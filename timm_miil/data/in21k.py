@@ -169,6 +169,8 @@ def prepare_in21k(
     settings = Settings(size, resize, min_images, val_images)
     maker = TreeMaker.read(release, tree, is_a, words)
     source, place = Path(source), Workplace(Path(out))
+    if not source.exists():
+        raise FileNotFoundError(f'source must be the folder of a release, got {str(source)!r}, where nothing is.')
     synsets, others = find_synsets(source, out=place.out)
     if place.out.exists() and os.path.samefile(source, place.out):
         raise ValueError(f'out must be another folder than source, got {place.out} for both.')
