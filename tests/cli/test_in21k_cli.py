@@ -132,7 +132,7 @@ def test_an_interrupted_run_says_how_to_go_on(folder, capsys, monkeypatch):
     ([*COMMAND, '--tree', 'a', '--is-a', 'b'], 'not allowed with argument'),
     ([*COMMAND, '--words', 'b'], 'words needs is_a'),
     (['in21k', 'unpack', 'in', '--out', 'out'], "invalid choice: 'unpack'"),
-    (['in21k', 'prepare', 'none', '--out', 'out'], 'No such file or directory'),
+    (['in21k', 'prepare', 'none', '--out', 'out'], "got 'none', where nothing is"),
 ])
 def test_wrong_use_is_one_line_and_2(folder, capsys, words, message):
     assert main(words) == 2
