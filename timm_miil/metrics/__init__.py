@@ -6,10 +6,12 @@ from timm_miil.metrics.retrieval import (
     F1AtK, MultilabelF1AtK, Retrieval, ZeroShotRetrieval, multilabel_f1_at_k, zero_shot_retrieval)
 from timm_miil.metrics.semantic import SemanticAccuracy, semantic_accuracy
 from timm_miil.metrics.thresholds import Thresholds, best_thresholds, find_thresholds
+from timm_miil.metrics.verification import TarAtFar, pairwise_tar_at_far, tar_at_far
 
 __all__ = [
     'AveragePrecision', 'F1', 'F1AtK', 'MultilabelAveragePrecision', 'MultilabelF1', 'MultilabelF1AtK',
-    'ReliabilityCurve', 'Retrieval', 'SemanticAccuracy', 'Thresholds', 'ZeroShotRetrieval', 'best_thresholds',
-    'calibration_error', 'find_thresholds', 'fit_temperatures', 'multilabel_average_precision', 'multilabel_f1',
-    'multilabel_f1_at_k', 'reliability_curve', 'semantic_accuracy', 'zero_shot_retrieval',
+    'ReliabilityCurve', 'Retrieval', 'SemanticAccuracy', 'TarAtFar', 'Thresholds', 'ZeroShotRetrieval',
+    'best_thresholds', 'calibration_error', 'find_thresholds', 'fit_temperatures', 'multilabel_average_precision',
+    'multilabel_f1', 'multilabel_f1_at_k', 'pairwise_tar_at_far', 'reliability_curve', 'semantic_accuracy',
+    'tar_at_far', 'zero_shot_retrieval',
 ]
