@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from timm_miil.data import fixed_per_class, random_per_sample
+from timm_miil.data import fixed_per_class, positives_only, random_per_sample
 
 
 def draw(num_samples=400, num_classes=5):
@@ -32,8 +32,19 @@ def test_random_per_sample_hides_each_label_with_its_probability():
     assert (random_per_sample(targets, 1.0, seed=1) == -1).all()
 
 
+def test_positives_only_hides_all_that_is_absent_and_some_that_is_present():
+    targets = draw()
+    partial = positives_only(targets, 0.25, seed=1)
+    assert (partial[targets == 0] == -1).all()
+    kept = (partial[targets == 1] == 1).float()
+    assert len(kept) == 695 and kept.mean().item() == pytest.approx(0.75, abs=3 * (0.25 * 0.75 / 695) ** 0.5)
+    assert torch.equal(positives_only(targets, 0.0, seed=1), targets * 2 - 1)
+    assert (positives_only(targets, 1.0, seed=1) == -1).all()
+
+
 @pytest.mark.parametrize('simulate', [
     lambda targets, seed: fixed_per_class(targets, 10, seed=seed),
+    lambda targets, seed: positives_only(targets, 0.5, seed=seed),
     lambda targets, seed: random_per_sample(targets, 0.5, seed=seed)])
 def test_a_seed_says_which(simulate):
     targets, state = draw(), torch.get_rng_state()
@@ -45,7 +56,8 @@ def test_a_seed_says_which(simulate):
 
 
 @pytest.mark.parametrize('simulate', [
-    lambda targets: fixed_per_class(targets, 100, seed=0), lambda targets: random_per_sample(targets, 0.1, seed=0)])
+    lambda targets: fixed_per_class(targets, 100, seed=0), lambda targets: positives_only(targets, 0.1, seed=0),
+    lambda targets: random_per_sample(targets, 0.1, seed=0)])
 def test_what_is_hidden_already_stays_hidden(simulate):
     targets = draw()
     targets[:, 3] = -1
@@ -63,3 +75,5 @@ def test_refusals():
         fixed_per_class(draw(), 0, seed=0)
     with pytest.raises(ValueError, match=r'drop_prob must be in \[0, 1\], got 1.5'):
         random_per_sample(draw(), 1.5, seed=0)
+    with pytest.raises(ValueError, match=r'drop_prob must be in \[0, 1\], got -0.1'):
+        positives_only(draw(), -0.1, seed=0)

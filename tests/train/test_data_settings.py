@@ -187,6 +187,7 @@ def test_labels_of_train_and_val_must_be_equal(trio, tiny_recipe):
 
 RPS = '{scheme = "random_per_sample", drop_prob = 0.3}'
 FPC = '{scheme = "fixed_per_class", num_per_class = 3}'
+POSITIVES = '{scheme = "positives_only", drop_prob = 0.5}'
 
 
 @pytest.fixture(scope='module')
@@ -198,7 +199,7 @@ def partial(recipe, known, table, seed=3):
     return prepare_splits(recipe.override({'partial': table, 'seed': str(seed)}), known)
 
 
-@pytest.mark.parametrize('table', [RPS, FPC], ids=['rps', 'fpc'])
+@pytest.mark.parametrize('table', [RPS, FPC, POSITIVES], ids=['rps', 'fpc', 'positives'])
 def test_what_is_forgotten_follows_from_the_seed_and_is_of_training_pictures(tiny_recipe, known, table):
     splits, again, other = (partial(tiny_recipe, known, table, seed) for seed in (3, 3, 4))
     assert torch.equal(again.train.targets, splits.train.targets)
@@ -227,6 +228,12 @@ def test_fpc_keeps_as_many_present_and_absent_labels_of_each_class(tiny_recipe, 
     present = (known.train.targets == 1).sum(0)
     assert torch.equal((many == 1).sum(0), present)
     assert torch.equal((many == 0).sum(0), torch.minimum(present, len(many) - present))
+
+
+def test_of_positives_only_nothing_absent_is_left(tiny_recipe, known):
+    targets = partial(tiny_recipe, known, POSITIVES).train.targets
+    present = known.train.targets == 1
+    assert targets.unique().tolist() == [-1, 1] and 0.3 < float((targets[present] == 1).double().mean()) < 0.7
 
 
 def test_nothing_or_all_can_be_forgotten(known):

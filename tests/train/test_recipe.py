@@ -102,11 +102,12 @@ def test_tables_that_fit(changes):
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({**PARTIAL, 'partial.scheme': 'fpc'}, "partial.scheme must be one of 'fixed_per_class', 'random_per_sample', got"),
+    ({**PARTIAL, 'partial.scheme': 'fpc'}, "partial.scheme must be one of 'fixed_per_class', 'positives_only', 'rand"),
     ({**PARTIAL, 'partial.num_per_class': '0'}, 'partial.num_per_class must be at least 1, got 0'),
     ({**PARTIAL, 'partial.drop_prob': '0.5'},
      "partial.scheme must be given its own number only, got 'fixed_per_class' with num_per_class 5 and drop_prob 0.5"),
     ({**PARTIAL, 'partial.scheme': 'random_per_sample'}, 'partial.scheme must be given its own number only'),
+    ({**PARTIAL, 'partial.scheme': 'positives_only'}, 'partial.scheme must be given its own number only'),
     ({'partial.scheme': 'random_per_sample', 'partial.drop_prob': '2'}, r'partial.drop_prob must be in \[0, 1\], got'),
     ({'partial.num_per_class': '5'}, "'partial.scheme' is missing"),
     ({**PRIOR, 'prior.epochs': '0'}, 'prior.epochs must be at least 1, got 0'),

@@ -4,7 +4,7 @@ from timm_miil.data.hf import read_hf
 from timm_miil.data.hierarchy import TREE_FILE, ClassTree, read_class_tree, with_ancestors, write_class_tree
 from timm_miil.data.images import IMAGE_SUFFIXES, decode_image, find_images, load_image
 from timm_miil.data.in21k import In21kReport, check_in21k, prepare_in21k
-from timm_miil.data.partial import fixed_per_class, random_per_sample
+from timm_miil.data.partial import fixed_per_class, positives_only, random_per_sample
 from timm_miil.data.records import ImageStream, LabelledImages, MultiLabelDataset, MultiLabelRecords
 from timm_miil.data.scenes import SceneConfig, make_scenes
 from timm_miil.data.seeding import mix_seed, seeded
@@ -22,7 +22,7 @@ __all__ = [
     'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'SceneConfig', 'SparseTargets', 'TreeSceneConfig',
     'check_in21k', 'create_paper_transform', 'decode_image', 'embed_text', 'find_format', 'find_images',
     'fixed_per_class', 'has_split', 'index_shards', 'label_statistics', 'list_formats', 'list_splits', 'load_image',
-    'make_scenes', 'make_tree_scenes', 'mix_seed', 'open_split', 'prepare_in21k', 'random_per_sample',
+    'make_scenes', 'make_tree_scenes', 'mix_seed', 'open_split', 'positives_only', 'prepare_in21k', 'random_per_sample',
     'read_class_tree', 'read_coco', 'read_hf', 'read_label_set', 'read_labels', 'read_shards', 'read_word_vectors',
     'seeded', 'source_statistics', 'with_ancestors', 'write_class_tree', 'write_shards',
 ]

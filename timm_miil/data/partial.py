@@ -1,14 +1,15 @@
 """Simulated partial annotation: hides labels of a fully annotated set.
 
-The two schemes of Ben-Baruch et al., arXiv:2110.10955, as the code of Alibaba-MIIL/PartialLabelingCSL does them
-(recalled from reading it); there they draw from an unseeded global generator, here from a seed.
+The first two schemes of Ben-Baruch et al., arXiv:2110.10955, as the code of Alibaba-MIIL/PartialLabelingCSL does them
+(recalled from reading it); there they draw from an unseeded global generator, here from a seed. The third is that of
+positive and unlabelled labels, where nobody writes down what is absent.
 """
 import torch
 from torch import Tensor
 
 from timm_miil._checks import check_ndim, check_positive, check_range
 
-__all__ = ['fixed_per_class', 'random_per_sample']
+__all__ = ['fixed_per_class', 'positives_only', 'random_per_sample']
 
 
 def fixed_per_class(targets: Tensor, num_per_class: int, *, seed: int) -> Tensor:
@@ -60,6 +61,24 @@ def random_per_sample(targets: Tensor, drop_prob: float, *, seed: int) -> Tensor
     check_range(drop_prob=drop_prob, low=0.0, high=1.0, closed=True)
     generator = torch.Generator().manual_seed(seed)
     return targets.masked_fill(torch.rand(targets.shape, generator=generator) < drop_prob, -1)
+
+
+def positives_only(targets: Tensor, drop_prob: float, *, seed: int) -> Tensor:
+    """Hide all absent labels, and each present one with the same probability, independently.
+
+    Args:
+        targets: 1 for present, 0 for absent, -1 for unannotated, shape (N, C), in host memory.
+        drop_prob: Probability that a present label becomes -1, in [0, 1].
+        seed: Of the draw; the same seed and shape hide the same labels.
+
+    Returns:
+        A new tensor of the same shape and dtype, of 1 and -1.
+
+    Raises:
+        TypeError: If the dtype cannot hold -1.
+        ValueError: If targets are not (N, C) or the probability is out of range.
+    """
+    return random_per_sample(targets, drop_prob, seed=seed).masked_fill(targets != 1, -1)
 
 
 def _shuffled(mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,7 +25,8 @@ __all__ = [
     'PartialSettings', 'PriorSettings', 'ScheduleSettings', 'check_from_zero', 'check_undecided',
 ]
 
-PARTIAL_SCHEMES = ('fixed_per_class', 'random_per_sample')
+DROPPING_SCHEMES = ('positives_only', 'random_per_sample')
+PARTIAL_SCHEMES = ('fixed_per_class', *DROPPING_SCHEMES)
 PRIOR_EPOCHS = ('last_epoch', 'all_epochs')
 AUGMENTS = ('crop', 'paper', 'timm')
 # Besides the losses of this package; `LossSettings` says what each is.
@@ -100,9 +101,10 @@ class PartialSettings:
     """Labels of the training pictures that are forgotten before training, as the partial-label paper simulates it.
 
     Args:
-        scheme: 'fixed_per_class' (FPC) or 'random_per_sample' (RPS), see `timm_miil.data`.
+        scheme: 'fixed_per_class' (FPC), 'positives_only' or 'random_per_sample' (RPS), see `timm_miil.data`.
         num_per_class: For FPC, how many present and as many absent labels of a class are kept, at least 1.
-        drop_prob: For RPS, the probability that a label is forgotten, in [0, 1].
+        drop_prob: For RPS, the probability that a label is forgotten, in [0, 1]; for 'positives_only' that a present
+            one is, where all absent ones are.
     """
     scheme: str
     num_per_class: int = 0
@@ -110,11 +112,11 @@ class PartialSettings:
 
     def __post_init__(self) -> None:
         check_choice(scheme=self.scheme, choices=PARTIAL_SCHEMES)
-        if self.scheme == 'fixed_per_class':
+        if self.scheme not in DROPPING_SCHEMES:
             check_positive(num_per_class=self.num_per_class)
         check_not_negative(num_per_class=self.num_per_class)
         check_unit(drop_prob=self.drop_prob)
-        if (self.num_per_class and self.drop_prob) or (self.num_per_class and self.scheme == 'random_per_sample'):
+        if self.num_per_class if self.scheme in DROPPING_SCHEMES else self.drop_prob:
             raise ValueError(
                 f'scheme must be given its own number only, got {self.scheme!r} with num_per_class '
                 f'{self.num_per_class} and drop_prob {self.drop_prob}.')

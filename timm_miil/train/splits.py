@@ -15,7 +15,7 @@ from torch import Tensor
 from timm_miil._checks import nearest
 from timm_miil.data import (
     TREE_FILE, ClassTree, ImageStream, LabelledImages, MultiLabelRecords, SparseTargets, find_format, fixed_per_class,
-    has_split, mix_seed, open_split, random_per_sample, read_class_tree, with_ancestors)
+    has_split, mix_seed, open_split, positives_only, random_per_sample, read_class_tree, with_ancestors)
 from timm_miil.data.records import UnreadPicture, reading
 from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
 
@@ -138,6 +138,8 @@ def forget_labels(images: _Images, settings: PartialSettings, *, seed: int) -> _
     targets = images.targets
     if settings.scheme == 'fixed_per_class':
         targets = fixed_per_class(targets, settings.num_per_class, seed=seed)
+    elif settings.scheme == 'positives_only':
+        targets = positives_only(targets, settings.drop_prob, seed=seed)
     else:
         targets = random_per_sample(targets, settings.drop_prob, seed=seed)
     other = copy.copy(images)
