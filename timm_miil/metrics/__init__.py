@@ -1,5 +1,7 @@
 """Measuring predictions, and fitting what turns scores into decisions."""
 from timm_miil.metrics.calibration import ReliabilityCurve, calibration_error, fit_temperatures, reliability_curve
+from timm_miil.metrics.diversity import (
+    cka_redundancy, effective_rank, filter_diversity, layer_filter_diversity, mean_log_odds, nc1, participation_ratio)
 from timm_miil.metrics.f1 import F1, MultilabelF1, multilabel_f1
 from timm_miil.metrics.multilabel import AveragePrecision, MultilabelAveragePrecision, multilabel_average_precision
 from timm_miil.metrics.retrieval import (
@@ -11,7 +13,8 @@ from timm_miil.metrics.verification import TarAtFar, pairwise_tar_at_far, tar_at
 __all__ = [
     'AveragePrecision', 'F1', 'F1AtK', 'MultilabelAveragePrecision', 'MultilabelF1', 'MultilabelF1AtK',
     'ReliabilityCurve', 'Retrieval', 'SemanticAccuracy', 'TarAtFar', 'Thresholds', 'ZeroShotRetrieval',
-    'best_thresholds', 'calibration_error', 'find_thresholds', 'fit_temperatures', 'multilabel_average_precision',
-    'multilabel_f1', 'multilabel_f1_at_k', 'pairwise_tar_at_far', 'reliability_curve', 'semantic_accuracy',
+    'best_thresholds', 'calibration_error', 'cka_redundancy', 'effective_rank', 'filter_diversity', 'find_thresholds',
+    'fit_temperatures', 'layer_filter_diversity', 'mean_log_odds', 'multilabel_average_precision', 'multilabel_f1',
+    'multilabel_f1_at_k', 'nc1', 'pairwise_tar_at_far', 'participation_ratio', 'reliability_curve', 'semantic_accuracy',
     'tar_at_far', 'zero_shot_retrieval',
 ]
