@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from timm_miil._timm import get_model_input_config
 
-__all__ = ['embed', 'split_head']
+__all__ = ['embed', 'embed_and_classify', 'split_head']
 
 PROBE_BATCH = 2
 # The same operations give the same numbers, but for the choice of algorithms on a GPU.
@@ -21,6 +21,12 @@ def embed(model: Any, images: Tensor) -> Tensor:
     """What the last layer of a model that `split_head` took reads, shape (B, D)."""
     embedding: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
     return embedding
+
+
+def embed_and_classify(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The embedding (B, D) and the logits (B, C) of such a model, in one pass."""
+    embedding = embed(model, images)
+    return embedding, model.get_classifier()(embedding)
 
 
 def split_head(model: nn.Module) -> nn.Linear:

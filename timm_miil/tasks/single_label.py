@@ -41,8 +41,12 @@ class SingleLabelTask(ClassificationTask):
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Loss and logits of a batch, as the class says."""
+        return super().forward(input, self.criterion_target(target))
+
+    def criterion_target(self, target: Tensor) -> Tensor:
+        """What the criterion takes of a batch's targets (B, C); raise ValueError unless they are such."""
         if target.ndim != 2 or not target.is_floating_point():
             raise ValueError(
                 f'target must be float of shape (B, C), one column a class, got {target.dtype} {tuple(target.shape)}; '
                 f'class indices become such by torch.nn.functional.one_hot(target, C).float().')
-        return super().forward(input, target if self.soft_targets else target.argmax(1))
+        return target if self.soft_targets else target.argmax(1)

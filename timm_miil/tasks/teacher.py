@@ -9,7 +9,7 @@ resized where the teacher's input has another size, for which the published code
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from timm_miil._checks import check_not_negative, check_positive, shown
 from timm_miil.losses import renormalize
+from timm_miil.tasks._embedding import embed_and_classify, split_head
 from timm_miil.tasks.teacher_cache import TeacherCache
 
 __all__ = ['Teacher', 'teacher_fingerprint']
@@ -52,13 +53,18 @@ class Teacher(nn.Module):
             autocast.
         compiled: Whether the network is compiled, with the defaults of `torch.compile`.
         cache: Answers that earlier batches had; see `TeacherCache`. It can be set later, as the attribute `cache`.
+        shares_head: Whether its last layer and what that reads are asked for, as by `ClassifierSharingTask`. The
+            network must then be a timm model with one linear classifier.
 
     Attributes:
         num_classes: Columns of the logits, None if the network does not tell.
+        head: The last layer, D -> C, of the rows in `columns`, frozen and in the network's own precision; None unless
+            `shares_head`.
         image_size: (height, width) that the network sees, None where pictures keep their size.
 
     Raises:
-        TypeError: If model is no module, or a number is of the wrong kind.
+        TypeError: If model is no module, or a number is of the wrong kind; with `shares_head`, if its logits are not
+            one linear layer on its embedding.
         ValueError: If a setting is out of range, mean, std and the teacher's statistics are not of one length, or the
             cache is of another number of classes; in `forward`, if the network does not give (B, K).
 
@@ -84,6 +90,7 @@ class Teacher(nn.Module):
             precision: torch.dtype | None = None,
             compiled: bool = False,
             cache: TeacherCache | None = None,
+            shares_head: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -109,8 +116,10 @@ class Teacher(nn.Module):
             raise ValueError(
                 f'cache must be of the teacher\'s {self.num_classes} classes, got one of {cache.num_classes}.')
         self.cache = cache
+        self.head = _chosen_head(split_head(model), self.columns) if shares_head else None
 
         self.model: nn.Module = copy.deepcopy(model).requires_grad_(False)
+        self._split: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]] = embed_and_classify
         if precision is not None:
             for module in self.model.modules():
                 if type(module) in CAST_LAYERS:
@@ -126,6 +135,7 @@ class Teacher(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the network, with the arguments of `torch.compile`."""
         self.model.compile(*args, **kwargs)
+        self._split = torch.compile(embed_and_classify, *args, **kwargs)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -133,6 +143,24 @@ class Teacher(nn.Module):
         if self.cache is None:
             return self._answer(images)
         return self.cache.answer(images, self._answer)
+
+    @torch.no_grad()
+    def answer_with_embedding(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C), as of a call, and what `head` reads for them, (B, D); both float32 or wider.
+
+        Raises:
+            ValueError: If the teacher was made without `shares_head`, or has a cache, which keeps logits alone.
+        """
+        if self.head is None:
+            raise ValueError('the teacher must be made with shares_head=True to give its embedding.')
+        if self.cache is not None:
+            raise ValueError(
+                'the teacher must have no cache where its embedding is asked for, as a cache keeps logits alone; set '
+                'its attribute cache to None.')
+        images = self.prepare(images)
+        with self._autocast(images):
+            embedding, logits = self._split(self.model, images)
+        return self._chosen_logits(logits), embedding.to(torch.promote_types(embedding.dtype, torch.float32))
 
     @torch.no_grad()
     def prepare(self, images: Tensor) -> Tensor:
@@ -174,11 +202,17 @@ class Teacher(nn.Module):
 
     def _answer(self, images: Tensor) -> Tensor:
         images = self.prepare(images)
-        with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
+        with self._autocast(images):
             logits = self.model(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             got = f'shape {tuple(logits.shape)}' if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f'the teacher must give logits of shape (B, K), got {got}; set its number of classes.')
+        return self._chosen_logits(logits)
+
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None)
+
+    def _chosen_logits(self, logits: Tensor) -> Tensor:
         if self.columns is not None:
             logits = logits.index_select(1, self.columns)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -246,3 +280,14 @@ def _checked_columns(columns: Sequence[int], num_outputs: int | None) -> list[in
     if num_outputs is not None and max(columns) >= num_outputs:
         raise ValueError(f'columns must be below the teacher\'s {num_outputs} outputs, got {max(columns)}.')
     return list(columns)
+
+
+def _chosen_head(classifier: nn.Linear, columns: Tensor | None) -> nn.Linear:
+    """A frozen copy of the classifier, or of some of its rows."""
+    head = copy.deepcopy(classifier).requires_grad_(False)
+    if columns is not None:
+        head.weight = nn.Parameter(head.weight.index_select(0, columns), requires_grad=False)
+        if head.bias is not None:
+            head.bias = nn.Parameter(head.bias.index_select(0, columns), requires_grad=False)
+        head.out_features = len(columns)
+    return head
