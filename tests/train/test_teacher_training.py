@@ -183,8 +183,8 @@ def test_the_student_draws_what_it_draws_without_a_teacher(tiny_recipe, one_labe
 def test_the_teacher_stays_and_both_see_the_same(tiny_recipe, one_label, changes, monkeypatch):
     teachers, seen, build = [], [], run_module.build_teacher
 
-    def spy(*args):
-        teachers.append(teacher := build(*args))
+    def spy(*args, **settings):
+        teachers.append(teacher := build(*args, **settings))
         teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
         args[2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
         return teacher

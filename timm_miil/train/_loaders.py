@@ -51,10 +51,12 @@ class Batch(NamedTuple):
         images: Shape (b, 3, H, W).
         targets: 1 present, 0 absent, -1 unknown, float32, shape (b, C).
         names: Says what the pictures are called, for people.
+        indices: Places of the pictures in the training set, int64, shape (b,); None for a stream, which has none.
     """
     images: Tensor
     targets: Tensor
     names: Callable[[], list[str]]
+    indices: Tensor | None = None
 
 
 class TrainLoader(Protocol):
@@ -136,7 +138,8 @@ class EpochLoader:
 
     def _batch(self, keys: list[tuple[int, int]], tensors: Sequence[Tensor]) -> Batch:
         images, targets = tensors
-        return Batch(images, targets, lambda: [self.dataset.source.image_name(row) for _, row in keys])
+        indices = torch.tensor([row for _, row in keys])
+        return Batch(images, targets, lambda: [self.dataset.source.image_name(row) for _, row in keys], indices)
 
 
 class StreamLoader:

@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from timm_miil._errors import TrainingError, TrainingInterrupted
+from timm_miil.data import ImageStream
 from timm_miil.losses import LabelPriorEstimator
+from timm_miil.tasks import kept_network
+from timm_miil.train._failures import has_spoilt_weights, not_finite
 from timm_miil.train._host import Host
 from timm_miil.train._interrupt import Stopped, StopRequest
 from timm_miil.train._loaders import Batch
 from timm_miil.train._output import RunFolder
 from timm_miil.train._scoring import Scored, Scorer
 from timm_miil.train._state import get_random_state, seed_process, set_random_state
+from timm_miil.train._task_parts import Prepared
 from timm_miil.train.build import (
     build_loss, build_mixup, build_model, build_optimizer, build_scheduler, build_task, build_train_loader,
     check_unknown)
@@ -60,7 +64,7 @@ class Run:
         folder: Where to write; None writes nothing.
         state: State of a checkpoint to go on from.
         fingerprint: What a checkpoint must agree in.
-        prior: Estimated frequency of each label, for the loss that takes it.
+        prepared: What trainings before it leave to it.
         observer: Sees the logits of training pictures. Such a run neither validates nor tests.
         forgets: Whether the observer forgets an epoch when the next one starts.
         reports: Whom to tell.
@@ -75,7 +79,7 @@ class Run:
             folder: RunFolder | None = None,
             state: Mapping[str, Any] | None = None,
             fingerprint: Mapping[str, str] | None = None,
-            prior: Tensor | None = None,
+            prepared: Prepared = Prepared(),
             observer: LabelPriorEstimator | None = None,
             forgets: bool = False,
             reports: Reports = Reports(),
@@ -87,18 +91,24 @@ class Run:
         self.mixup, counts = build_mixup(recipe, len(labels)), splits.train.label_counts()
         hierarchy = build_hierarchy(recipe, splits.tree)
         criterion = build_loss(
-            recipe.loss, recipe.task, prior=prior, is_mixed=self.mixup is not None, hierarchy=hierarchy,
+            recipe.loss, recipe.task, prior=prepared.prior, is_mixed=self.mixup is not None, hierarchy=hierarchy,
             class_counts=None if counts is None else counts[0])
         check_unknown(criterion, splits.train)
-        self.model = host.place(build_model(recipe, labels))
+        self.model = host.place(build_model(recipe, labels, pretrained=None if prepared.weights is None else False))
+        if prepared.weights is not None:
+            self.model.load_state_dict(prepared.weights)
         self.loader = build_train_loader(recipe, splits.train, self.model, share=host.share, device=device)
         self.scorer = Scorer(recipe, host, self.stop, self.model, hierarchy)
         self.val_loader = self.scorer.loader(splits.val)
         self.criterion = criterion
-        teacher = build_teacher(recipe, labels, self.model, device)
-        self.task = build_task(recipe, self.model, device, criterion=criterion, teacher=teacher)
+        teacher = build_teacher(recipe, labels, self.model, device, network=prepared.teacher)
+        self.task = build_task(
+            recipe, self.model, device, criterion=criterion, teacher=teacher, label_names=labels,
+            num_train=None if isinstance(splits.train, ImageStream) else len(splits.train),
+            class_counts=None if counts is None else counts[0], given=prepared.given)
         host.wrap(self.task)
-        optimizer = build_optimizer(recipe, self.model)
+        self.trained = unwrap_model(self.task.trainable_module)  # the network, and what is trained beside it
+        optimizer = build_optimizer(recipe, self.trained)
         self.schedule = build_scheduler(recipe, optimizer, len(self.loader))
         self.optimizer = host.wrap_optimizer(optimizer)
         self.averages = getattr(criterion, 'reduction', 'mean') != 'sum'
@@ -139,7 +149,7 @@ class Run:
             TrainingInterrupted: If a signal came; all is saved.
         """
         with self.stop.heard() if self.folder is not None else nullcontext():
-            model = self._best_model()
+            model = self.best_model()
             scored = self.best_scored or self._score(model, self.val_loader)
             model.to(memory_format=torch.contiguous_format)
             test, unseen = self._test(model)
@@ -194,7 +204,7 @@ class Run:
             if self.mixup is not None:
                 images, targets = self.mixup(images, targets)
             with self.host.part(self.task, number == len(parts)), self.host.autocast():
-                result = self.task(images, targets)
+                result = self.task(images, targets, *self._indices(part))
             # Processes average their gradients, parts add theirs.
             loss = result['loss']
             self.host.backward(loss / len(parts) if self.averages else loss * self.host.share.count)
@@ -203,10 +213,16 @@ class Run:
                 self.observer.update(result['output'].detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
+    def _indices(self, part: Batch) -> tuple[Tensor, ...]:
+        """Places of the pictures in the training set, for the task that asks for them."""
+        if part.indices is None or not getattr(self.task, 'needs_indices', False):
+            return ()
+        return (self.host.bring(part.indices),)
+
     def _update(self, done: int) -> None:
         """Step the optimizer and all that follows it."""
         if self.recipe.clip_grad:
-            self.host.clip(self.model.parameters(), self.recipe.clip_grad)
+            self.host.clip(self.trained.parameters(), self.recipe.clip_grad)
         self.optimizer.step()
         self.schedule.step_update(done)
         self.task.update_ema(step=done)
@@ -233,20 +249,20 @@ class Run:
         steps = len(self.loader)
         self._check_weights()
         self.optimizer.zero_grad()  # it frees memory, and heads with none waiting evaluate faster, to rounding
-        kept = self.task.trainable_module_ema.module if self.task.has_ema() else self.model
-        for module in {id(module): module for module in (self.model, kept)}.values():
+        averaged = self.task.trainable_module_ema.module if self.task.has_ema() else self.trained
+        for module in {id(module): module for module in (self.trained, averaged)}.values():
             self.host.match_buffers(module)
         metrics: dict[str, float] = {}
         epoch = self.epoch + 1
         if self.observer is None:
             random = get_random_state(self.host.device)
             try:
-                scored = self.scorer.score(kept, self.val_loader)
+                scored = self.scorer.score(averaged, self.val_loader)
             except Stopped:
                 self._save(random)
                 raise self._interrupted() from None
             metrics = self.scorer.figures(scored)
-            self._keep_if_best(epoch, metrics[METRIC_OF_TASK[self.recipe.task]], kept, scored)
+            self._keep_if_best(epoch, metrics[METRIC_OF_TASK[self.recipe.task]], kept_network(averaged), scored)
         record = EpochRecord(
             epoch, self.lr, self.loss_sum / steps, metrics, self.seconds,
             steps * self.recipe.batch_size / max(self.seconds, 1e-9))
@@ -285,7 +301,7 @@ class Run:
         elif self.host.is_main:
             self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
-    def _best_model(self) -> nn.Module:
+    def best_model(self) -> nn.Module:
         """The network as the recipe names it, without what training needed around it, with the best weights."""
         model = self.model
         if self.host.rebuilds:
@@ -365,31 +381,13 @@ class Run:
 
     def _check_weights(self) -> None:
         """Raise TrainingError if a step has spoilt the weights: its loss was of the ones before."""
-        if self.last is None:
-            return
-        spoilt = torch.zeros((), device=self.host.device)
-        for parameter in self.model.parameters():
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            spoilt += (~local.detach().isfinite()).any()
-        if self.host.total(spoilt):
+        if self.last is not None and has_spoilt_weights(self.trained, self.host):
             raise self._not_finite(self.last, 'weights became infinite or nan')
 
     def _not_finite(self, pending: _Pending, what: str) -> TrainingError:
         words = (
             f'{what} in epoch {self.epoch + 1}, step {pending.step + 1} of {len(self.loader)}, at learning rate '
             f'{pending.lr:.3g}; lower optimizer.lr or lengthen schedule.warmup_epochs')
-        if self.folder is None:
-            return TrainingError(f'{words}.')
-        folder = self.folder
-        images = self.host.gather(torch.cat([part.images for part in pending.parts]))
-        targets = self.host.gather(torch.cat([part.targets for part in pending.parts]))
-        names = self.host.gather_objects([name for part in pending.parts for name in part.names()])
         facts = {'epoch': self.epoch + 1, 'step': pending.step + 1, 'what': what, 'lr': pending.lr,
-                 'label_names': list(self.splits.label_names), 'names': [name for each in names for name in each]}
-
-        def write() -> str:
-            try:
-                return f'the pictures of the step are in {folder.write_step(images, targets, facts)}'  # type: ignore
-            except OSError as error:
-                return f'the pictures of the step could not be written ({error})'
-        return TrainingError(f'{words}; {self.host.on_main(write)}.')
+                 'label_names': list(self.splits.label_names)}
+        return not_finite(words, facts, pending.parts, self.host, self.folder)

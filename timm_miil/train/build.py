@@ -24,6 +24,8 @@ from timm_miil.tasks import (
     MultiLabelDistillationTask, MultiLabelTask, SemanticPretrainTask, SingleLabelTask, SupervisedDistillationTask,
     Teacher, ZeroShotTask)
 from timm_miil.train._loaders import EpochLoader, Share, StreamLoader, StreamPictures, TrainLoader, WorkerLoader
+from timm_miil.train._task_parts import TaskParts
+from timm_miil.train.methods import build_method_task
 from timm_miil.train.recipe import LossSettings, Recipe
 from timm_miil.train.splits import with_labels
 from timm_miil.train.teaching import HIERARCHY_ARGS
@@ -162,7 +164,7 @@ def check_unknown(criterion: nn.Module, source: LabelledImages | ImageStream) ->
 
 def build_task(
         recipe: Recipe, model: nn.Module, device: torch.device, *, criterion: nn.Module | None = None,
-        teacher: Teacher | None = None,
+        teacher: Teacher | None = None, **facts: Any,
 ) -> ClassificationTask:
     """The model with its loss and its teacher; with averaged weights if the recipe asks for them.
 
@@ -172,30 +174,21 @@ def build_task(
         device: That device.
         criterion: The loss; None makes the recipe's by `build_loss`.
         teacher: Who it learns from besides, as `timm_miil.train.teaching.build_teacher` makes it; None for nobody.
+        **facts: What else `TaskParts` holds, for the recipes whose tasks ask for it.
+
+    Raises:
+        ValueError: If the task asks for the places of pictures that have none.
     """
     criterion = criterion or build_loss(recipe.loss, recipe.task)
     is_soft = bool(_mixup_settings(recipe)) or not isinstance(criterion, INDEX_LOSSES)
-    task: ClassificationTask
-    if teacher is not None and recipe.teacher is not None:
-        weights: dict[str, Any] = {
-            'task_loss_weight': recipe.teacher.task_loss_weight,
-            'distill_loss_weight': recipe.teacher.distill_loss_weight}
-        if recipe.task == 'semantic':
-            task = SemanticPretrainTask(
-                model, cast(SemanticSoftmaxLoss, criterion), teacher=teacher, device=device, **weights)
-        elif recipe.task == 'single_label':
-            task = SupervisedDistillationTask(
-                model, teacher, criterion, temperature=recipe.teacher.temperature, soft_targets=is_soft, device=device,
-                **weights)
-        else:
-            task = MultiLabelDistillationTask(
-                model, teacher, criterion, temperature=recipe.teacher.temperature, device=device, **weights)
-    elif recipe.task == 'semantic':
-        task = SemanticPretrainTask(model, cast(SemanticSoftmaxLoss, criterion), device=device)
-    elif recipe.task == 'single_label':
-        task = SingleLabelTask(model, criterion, soft_targets=is_soft, device=device)
-    else:
-        task = (ZeroShotTask if recipe.task == 'zero_shot' else MultiLabelTask)(model, criterion, device=device)
+    parts = TaskParts(recipe, model, device, criterion, teacher, is_soft=is_soft, **facts)
+    task = build_method_task(parts) or _plain_task(parts)
+    if getattr(task, 'needs_indices', False) and (parts.num_train is None or _mixup_settings(recipe)):
+        raise ValueError(
+            f'{type(task).__name__} must know which pictures of the training set it sees, got '
+            f'{"a stream" if parts.num_train is None else "mixed ones"}; read pictures from files, without '
+            f'augment.args.mixup.')
+    task.trainable_module.to(device)
     if recipe.ema_decay:
         task.setup_ema(decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
     return task
@@ -326,6 +319,28 @@ def _train_transform(recipe: Recipe, model: nn.Module) -> Callable[[Image.Image]
         hflip=augment.hflip, mean=config['mean'], std=config['std'],
         **{'interpolation': config['interpolation'], 'color_jitter': 0.0, **args})
     return transform
+
+
+def _plain_task(parts: TaskParts) -> ClassificationTask:
+    """Labels alone, or labels and a teacher's logits."""
+    recipe, model, criterion, teacher, device = parts.recipe, parts.model, parts.criterion, parts.teacher, parts.device
+    if teacher is not None and recipe.teacher is not None:
+        weights: dict[str, Any] = {
+            'task_loss_weight': recipe.teacher.task_loss_weight,
+            'distill_loss_weight': recipe.teacher.distill_loss_weight}
+        if recipe.task == 'semantic':
+            return SemanticPretrainTask(
+                model, cast(SemanticSoftmaxLoss, criterion), teacher=teacher, device=device, **weights)
+        weights['temperature'] = recipe.teacher.temperature
+        if recipe.task == 'single_label':
+            return SupervisedDistillationTask(
+                model, teacher, criterion, soft_targets=parts.is_soft, device=device, **weights)
+        return MultiLabelDistillationTask(model, teacher, criterion, device=device, **weights)
+    if recipe.task == 'semantic':
+        return SemanticPretrainTask(model, cast(SemanticSoftmaxLoss, criterion), device=device)
+    if recipe.task == 'single_label':
+        return SingleLabelTask(model, criterion, soft_targets=parts.is_soft, device=device)
+    return (ZeroShotTask if recipe.task == 'zero_shot' else MultiLabelTask)(model, criterion, device=device)
 
 
 def _mixup_settings(recipe: Recipe) -> dict[str, Any]:

@@ -27,9 +27,10 @@ from timm_miil._extras import require
 from timm_miil.train._loaders import Share
 from timm_miil.train._output import RunFolder
 from timm_miil.train._run import Reports, Run
+from timm_miil.train._stages import Stages
 from timm_miil.train._state import fingerprint, seeded_run
 from timm_miil.train.build import build_loss
-from timm_miil.train.pipeline import estimate_prior
+from timm_miil.train.pipeline import prepare
 from timm_miil.train.recipe import Recipe
 from timm_miil.train.results import EpochRecord, StepRecord, TrainResult
 from timm_miil.train.splits import Splits, prepare_splits
@@ -106,12 +107,12 @@ def train(
         if folder is not None:
             processes.on_main(lambda: stack.enter_context(folder.held()))
         state = None if folder is None else processes.on_main(lambda: folder.begin(recipe, resume, known))
-        prior = None
-        if recipe.prior is not None:
-            prior = estimate_prior(recipe, splits, processes, output=output, resume=resume, on_step=on_step)
+        prepared = prepare(recipe, Stages(
+            splits, processes, None if output is None else Path(output), resume is not None, on_step))
         with seeded_run(recipe.seed, processes.device):
             run = Run(
-                recipe, splits, processes, folder=folder, state=state, fingerprint=known, prior=prior, reports=reports)
+                recipe, splits, processes, folder=folder, state=state, fingerprint=known, prepared=prepared,
+                reports=reports)
             run.fit()
             return run.finish()
 

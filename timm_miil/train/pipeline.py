@@ -1,26 +1,21 @@
-"""The temporary network that tells how common labels are where few of them are known.
+"""The trainings that come before the main one.
 
-Ben-Baruch et al., arXiv:2110.10955: train it with the unknown labels ignored, average its confidences on the training
-pictures as it learns, and let the main training leave unknown labels of common classes out.
+The prior, Ben-Baruch et al., arXiv:2110.10955: a temporary network is trained with the unknown labels ignored, its
+confidences on the training pictures are averaged as it learns, and the main training leaves unknown labels of common
+classes out.
 """
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from timm_miil._errors import RecipeError
 from timm_miil.losses import LabelPriorEstimator, save_label_prior
-from timm_miil.train._host import Host
-from timm_miil.train._output import RunFolder
-from timm_miil.train._run import Reports, Run
-from timm_miil.train._state import fingerprint, seeded_run
+from timm_miil.train._stages import Stages
+from timm_miil.train._task_parts import Prepared
 from timm_miil.train.recipe import Recipe
-from timm_miil.train.results import StepRecord
-from timm_miil.train.splits import Splits
 
-__all__ = ['estimate_prior', 'prior_recipe']
+__all__ = ['estimate_prior', 'prepare', 'prior_recipe']
 
 
 def prior_recipe(recipe: Recipe) -> Recipe:
@@ -36,19 +31,12 @@ def prior_recipe(recipe: Recipe) -> Recipe:
         paper=None)
 
 
-def estimate_prior(
-        recipe: Recipe, splits: Splits, host: Host, *, output: str | Path | None, resume: str | Path | None,
-        on_step: Callable[[StepRecord], None] | None = None,
-) -> Tensor:
+def estimate_prior(recipe: Recipe, stages: Stages) -> Tensor:
     """Train the temporary network of a recipe for its estimate.
 
     Args:
         recipe: The main recipe, with a table `prior`.
-        splits: The pictures, as they are learnt from.
-        host: The place where it runs.
-        output: The main run's folder, in which 'prior.csv' and the folder 'prior' are made; None writes nothing.
-        resume: Whether the main run is resumed; this one then goes on from its own newest checkpoint.
-        on_step: Called after each of its steps, in the main process.
+        stages: Where it is trained: in the folder 'prior', beside which 'prior.csv' is written.
 
     Returns:
         Estimated frequency of each label, shape (C,), float64 in host memory.
@@ -56,20 +44,31 @@ def estimate_prior(
     Raises:
         As `train`.
     """
-    own = prior_recipe(recipe)
-    known, path = fingerprint(own, splits, host.share.count), None if output is None else Path(output)
-    folder = None if path is None else RunFolder(path / 'prior', keep=own.keep_checkpoints)
-    state = None if folder is None else host.on_main(
-        lambda: folder.begin(own, None if resume is None else 'auto', known))
-    with seeded_run(own.seed, host.device):
-        observer = LabelPriorEstimator(len(splits.label_names)).to(host.device)
-        is_last_only = recipe.prior is not None and recipe.prior.average == 'last_epoch'
-        run = Run(
-            own, splits, host, folder=folder, state=state, fingerprint=known, observer=observer, forgets=is_last_only,
-            reports=Reports(on_step))
-        run.fit()
+    own, host, label_names = prior_recipe(recipe), stages.host, stages.splits.label_names
+    observer = LabelPriorEstimator(len(label_names)).to(host.device)
+    is_last_only = recipe.prior is not None and recipe.prior.average == 'last_epoch'
+    stages.observe(own, 'prior', observer, forgets=is_last_only)
     sums = host.total(torch.cat([observer.total, observer.num_samples.unsqueeze(0)]))
     prior = (sums[:-1] / sums[-1]).cpu()
-    if path is not None:
-        host.on_main(lambda: save_label_prior(prior, splits.label_names, path / 'prior.csv'))
+    if stages.output is not None:
+        path = stages.output / 'prior.csv'
+        host.on_main(lambda: save_label_prior(prior, label_names, path))
     return prior
+
+
+def prepare(recipe: Recipe, stages: Stages) -> Prepared:
+    """Run the trainings that come before the main one.
+
+    Args:
+        recipe: The main recipe.
+        stages: Where they are run.
+
+    Returns:
+        What they leave to the main training.
+
+    Raises:
+        As `train`.
+    """
+    if recipe.prior is not None:
+        return Prepared(prior=estimate_prior(recipe, stages))
+    return Prepared()

@@ -10,19 +10,27 @@ from typing import Any
 from timm_miil._checks import check_choice, check_multiple, check_positive, check_range, nearest
 from timm_miil._errors import RecipeError
 from timm_miil.data import SceneConfig, TreeSceneConfig
+from timm_miil.train._dual_head_settings import DualHeadSettings, LabelAugmentationSettings
+from timm_miil.train._injection_settings import InjectionSettings
+from timm_miil.train._long_tail_settings import BalancedSettings
 from timm_miil.train._settings import (
     AugmentSettings, DataSettings, LossSettings, ModelSettings, OptimizerSettings, PaperSettings, PartialSettings,
     PriorSettings, ScheduleSettings, check_from_zero)
+from timm_miil.train._sharing_settings import SharingSettings
 from timm_miil.train._teacher_settings import TeacherSettings
 from timm_miil.train._toml import as_table, is_text, parse_value, read_settings, write_toml
+from timm_miil.train._verification_settings import VerificationSettings
 
 __all__ = [
-    'AugmentSettings', 'DataSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
-    'PartialSettings', 'PriorSettings', 'Recipe', 'ScheduleSettings', 'TeacherSettings', 'list_recipes', 'load_recipe',
+    'AugmentSettings', 'BalancedSettings', 'DataSettings', 'DualHeadSettings', 'InjectionSettings',
+    'LabelAugmentationSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
+    'PartialSettings', 'PriorSettings', 'Recipe', 'ScheduleSettings', 'SharingSettings', 'TeacherSettings',
+    'VerificationSettings', 'list_recipes', 'load_recipe',
 ]
 
 TASKS = ('multi_label', 'semantic', 'single_label', 'zero_shot')
 PRECISIONS = ('fp32', 'bf16', 'fp16')
+METHODS = ('sharing', 'dual_head', 'label_augmentation', 'balanced', 'injection', 'verification')
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,13 @@ class Recipe:
         partial: Labels to forget before training; None keeps all.
         prior: The temporary network of the partial-label paper; None for none.
         teacher: The trained network that is learnt from beside the labels; None for none.
+        sharing: A classifier that teacher and student share; None for none. Of this and the next five there is one at
+            most.
+        dual_head: A second head for the teacher.
+        label_augmentation: A second head for classes times transforms.
+        balanced: What long-tailed partial labels need.
+        injection: A self-supervised start that labels are injected into.
+        verification: Embeddings of identities.
         scenes: The pictures to make where no data set is given; None for a recipe that needs one.
         tree_scenes: The same, of one label each, with a tree over the labels; not both.
         paper: What a paper reports of it.
@@ -98,6 +113,12 @@ class Recipe:
     partial: PartialSettings | None = None
     prior: PriorSettings | None = None
     teacher: TeacherSettings | None = None
+    sharing: SharingSettings | None = None
+    dual_head: DualHeadSettings | None = None
+    label_augmentation: LabelAugmentationSettings | None = None
+    balanced: BalancedSettings | None = None
+    injection: InjectionSettings | None = None
+    verification: VerificationSettings | None = None
     scenes: SceneConfig | None = None
     tree_scenes: TreeSceneConfig | None = None
     paper: PaperSettings | None = None
@@ -122,6 +143,12 @@ class Recipe:
             raise ValueError(
                 f"teacher.temperature must be 1 with task 'semantic', whose distance has none, got "
                 f'{self.teacher.temperature}.')
+        methods = [name for name in METHODS if getattr(self, name) is not None]
+        if len(methods) > 1:
+            raise ValueError(
+                f'one of {", ".join(METHODS)} may be given, got {" and ".join(methods)}; leave the others out.')
+        for name in methods:
+            getattr(self, name).check(self)
         if self.scenes is not None and self.tree_scenes is not None:
             raise ValueError('scenes and tree_scenes must not both be given; set one to none.')
         if self.data.ancestors and self.is_exclusive:

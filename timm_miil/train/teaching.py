@@ -50,7 +50,8 @@ def build_hierarchy(recipe: Recipe, tree: ClassTree | Path | None) -> SemanticHi
 
 
 def build_teacher(
-        recipe: Recipe, label_names: Sequence[str], student: nn.Module, device: torch.device,
+        recipe: Recipe, label_names: Sequence[str], student: nn.Module, device: torch.device, *,
+        network: nn.Module | None = None,
 ) -> Teacher | None:
     """The teacher, which sees what is made for the student; None where the recipe has none.
 
@@ -63,6 +64,7 @@ def build_teacher(
             order, of which a warning tells.
         student: The network to train, for the scale of its pictures.
         device: Where the teacher runs.
+        network: Takes the place of the one that the recipe names; its outputs are the student's classes, in order.
 
     Raises:
         OSError: If its weights cannot be downloaded or read, or the cache's folder not be written to.
@@ -78,11 +80,12 @@ def build_teacher(
             f'has a softmax of its own, got {settings.cache_topk}; raise it, or set teacher.cache to \'\'.')
     config: dict[str, Any] = resolve_model_data_config(student)
     with seeded_run(recipe.seed, device):
-        model = _network(settings, len(label_names)).to(device)
+        model = (network or _network(settings, len(label_names))).to(device)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
     teacher = Teacher(
-        model, mean=config['mean'], std=config['std'], columns=_columns(settings, model, label_names),
+        model, mean=config['mean'], std=config['std'],
+        columns=None if network is not None else _columns(settings, model, label_names),
         image_size=settings.image_size or None, precision=PRECISIONS[settings.precision],
         compiled=settings.torchcompile)
     if settings.cache:
