@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ['COLOURS', 'DIGIT_SIDE', 'FRAGMENTS', 'Draws', 'SceneObject', 'encode_png', 'paint_scene']
+__all__ = [
+    'COLOURS', 'DIGIT_SIDE', 'FRAGMENTS', 'Bytes', 'Draws', 'Floats', 'SceneObject', 'encode_png', 'paint_background',
+    'paint_scene',
+]
 
 Floats = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
@@ -89,7 +92,7 @@ def paint_scene(
     Returns:
         The picture (size, size, 3), each object's box (x, y, width, height) in pixels, and its area in pixels.
     """
-    picture = _background(size, draws)
+    picture = paint_background(size, draws)
     palette = [np.array(colour, dtype=np.float64) for colour in COLOURS.values()]
     for _ in range(fragments[0] + draws.below(fragments[1] - fragments[0] + 1)):
         glyph = np.zeros((GLYPH_PX, GLYPH_PX))
@@ -122,7 +125,7 @@ def paint_scene(
     return np.floor(np.clip(picture, 0.0, 255.0) + 0.5).astype(np.uint8), boxes, areas
 
 
-def _background(size: int, draws: Draws) -> Floats:
+def paint_background(size: int, draws: Draws) -> Floats:
     """A smooth dark mix of colours, (size, size, 3)."""
     shape = (BACKGROUND_CELLS + 1, BACKGROUND_CELLS + 1)
     corners = 15.0 + 95.0 * (0.6 * draws.array(*shape, 1) + 0.4 * draws.array(*shape, 3))

@@ -134,8 +134,8 @@ def pairwise_tar_at_far(
     halves = [None if place is None else _find(upper[0], place) for place in places]
     lower = {half: torch.zeros(2, _HALF, dtype=torch.int64) for half in halves if half is not None}
     for keys, is_same in _blocks(rows, identities, block_scores if lower else 0):
-        for half, counts in lower.items():
-            is_there = keys >> _HALF_BITS == half
+        for own_half, counts in lower.items():
+            is_there = keys >> _HALF_BITS == own_half
             counts += _counts(keys[is_there] & (_HALF - 1), is_same[is_there])
 
     tars, thresholds = [], []
@@ -153,7 +153,7 @@ def pairwise_tar_at_far(
 
 def _check_rates(fars: Sequence[float]) -> None:
     for place, far in enumerate(fars):
-        check_range(**{f'fars[{place}]': far}, low=math.ulp(0.0), high=1.0)
+        check_range(low=math.ulp(0.0), high=1.0, **{f'fars[{place}]': far})
 
 
 def _num_accepted(far: float, num_different: int) -> int | None:
