@@ -7,7 +7,7 @@ reports and its code lacks, are off unless asked for, and their scales are ours.
 """
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from timm_miil._checks import check_not_negative, check_positive, check_range
 from timm_miil.heads._prepared import Evaluation, Memo, any_altered, is_plain
+from timm_miil.heads._queries import TextQueries
 from timm_miil.heads.ml_decoder import (
     DROP_RATE, EMBED_DIM, FEEDFORWARD_DIM, NUM_HEADS, CrossAttention, QueryDecoder, check_classes, flatten_features)
 from timm_miil.heads.text import TEXT_DIM
@@ -24,7 +25,7 @@ __all__ = ['SharedLinear', 'ZeroShotMLDecoder']
 CHUNK_LABELS = 1024
 
 
-class ZeroShotMLDecoder(nn.Module):
+class ZeroShotMLDecoder(TextQueries):
     """ML-Decoder whose queries are projected text embeddings and whose last layer is shared by all labels.
 
     The label set may be changed at any time, such as between training and validation. It is no part of the
@@ -62,9 +63,6 @@ class ZeroShotMLDecoder(nn.Module):
         torch.Size([2, 6])
     """
 
-    if TYPE_CHECKING:
-        text_embeddings: Tensor
-
     def __init__(
             self,
             in_features: int,
@@ -79,12 +77,11 @@ class ZeroShotMLDecoder(nn.Module):
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        check_positive(in_features=in_features, text_dim=text_dim, chunk_size=chunk_size)
+        super().__init__(text_dim, device)
+        check_positive(in_features=in_features, chunk_size=chunk_size)
         check_range(query_noise=query_noise, low=0.0, high=math.inf)
         check_not_negative(num_random_queries=num_random_queries)
         self.in_features = in_features
-        self.text_dim = text_dim
         self.num_random_queries = num_random_queries
         self.query_noise = query_noise
         self.chunk_size = chunk_size
@@ -93,67 +90,16 @@ class ZeroShotMLDecoder(nn.Module):
         self.embed = nn.Linear(in_features, embed_dim, device=device, dtype=dtype)
         self.word_embed = nn.Linear(text_dim, embed_dim, device=device, dtype=dtype)
         self.group_fc = SharedLinear(embed_dim, device=device, dtype=dtype)
-        # Not in the checkpoint: the label set is the caller's.
-        self.register_buffer('text_embeddings', torch.empty(0, text_dim, device=device), persistent=False)
-
-    @property
-    def num_classes(self) -> int:
-        """Labels of the current set; 0 before `set_queries`."""
-        return self.text_embeddings.shape[0]
 
     @torch.jit.ignore
     def set_queries(self, embeddings: Tensor) -> None:
-        """Choose the label set, for training or for inference.
-
-        Args:
-            embeddings: One row a label, shape (K, text_dim), any floating dtype, from the encoder that the weights
-                were trained with. Copied to the head's device, and kept in float32 or the head's dtype if that is
-                wider: a head in half precision rounds them where they are used. They get no gradient.
-
-        Raises:
-            TypeError: If embeddings is not a tensor of a floating dtype.
-            ValueError: If the shape is not (K, text_dim) with K at least 1, or a value is not finite.
-        """
-        self._check_embeddings(embeddings)
+        """Choose the label set, see `TextQueries.set_queries`."""
+        super().set_queries(embeddings)
         self._memo.clear()
-        like = self.group_fc.weight
-        with torch.inference_mode(False):  # a tensor of inference mode could not be trained with later
-            self.text_embeddings = embeddings.detach().to(
-                like.device, torch.promote_types(like.dtype, torch.float32), copy=True,
-                memory_format=torch.contiguous_format)
-
-    def _check_embeddings(self, embeddings: Tensor) -> None:
-        if not isinstance(embeddings, Tensor):
-            raise TypeError(
-                f'embeddings must be a tensor, got {type(embeddings).__name__}; names become embeddings by '
-                f'embed_characters, an array a tensor by torch.as_tensor.')
-        if not embeddings.is_floating_point():
-            raise TypeError(f'embeddings must be floating-point, got {embeddings.dtype}; call .float().')
-        shape = tuple(embeddings.shape)
-        if len(shape) != 2 or shape[1] != self.text_dim or shape[0] == 0:
-            hint = ''
-            if len(shape) == 2 and shape[0] == self.text_dim:
-                hint = '; pass embeddings.T'
-            elif len(shape) == 2 and shape[0] > 0:
-                hint = (
-                    f'; this head reads embeddings of length {self.text_dim}: take the encoder that it was trained '
-                    f'with, or build it with text_dim={shape[1]} and train it')
-            raise ValueError(f'embeddings must have shape (K, {self.text_dim}), got {shape}{hint}.')
-        if not embeddings.is_meta and not (finite := embeddings.isfinite().all(1)).all():
-            row = int(finite.long().argmin())
-            raise ValueError(f'embeddings must be finite, and row {row} is not; look at what label {row} became.')
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the head. The embeddings go along, never below float32: the way to half precision and back is exact."""
-        given = self.text_embeddings
         self._memo.clear()
-        super()._apply(fn, recurse)
-        moved = self.text_embeddings
-        if given.is_meta and not moved.is_meta:  # by to_empty; there never were values
-            self.text_embeddings = moved[:0]
-        else:
-            self.text_embeddings = given.to(moved.device, torch.promote_types(moved.dtype, torch.float32))
-        return self
+        return super()._apply(fn, recurse)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights, as after `to_empty`; the label set stays."""
