@@ -66,11 +66,16 @@ def split_head(model: nn.Module) -> nn.Linear:
 def _check_probe(model: nn.Module, classifier: nn.Linear) -> None:
     """Raise TypeError unless the classifier reads the embedding, and what it gives is the output."""
     like = next(model.parameters())
-    shape = PROBE_BATCH, *get_model_input_config(model)['input_size']
-    images = torch.linspace(-1, 1, torch.Size(shape).numel()).sin().reshape(shape).to(like)
-    calls: list[tuple[Tensor, Tensor]] = []
-    # Its input and output are compared, not only the logits: a classifier that starts at zero would hide anything.
-    handle = classifier.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+    images = _made_up((PROBE_BATCH, *get_model_input_config(model)['input_size'])).to(like)
+    answer = _made_up((PROBE_BATCH, classifier.out_features)).to(like)
+    read: list[Tensor] = []
+
+    def exchange(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        # Not its own output: one that starts at zero would hide anything.
+        read.append(inputs[0])
+        return answer
+
+    handle = classifier.register_forward_hook(exchange)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -80,14 +85,18 @@ def _check_probe(model: nn.Module, classifier: nn.Linear) -> None:
         handle.remove()
         for module, mode in modes:
             module.training = mode
-    if len(calls) != 1 or not _equal(embedding, calls[0][0]) or not _equal(logits, calls[0][1]):
+    if len(read) != 1 or not _equal(embedding, read[0]) or not _equal(logits, answer):
         raise TypeError(
             f'the logits of {type(model).__name__} must be its get_classifier() on forward_head(..., '
             f'pre_logits=True), got others; take a model whose last layer is a linear one on the embedding.')
 
 
+def _made_up(shape: tuple[int, ...]) -> Tensor:
+    return torch.arange(torch.Size(shape).numel()).sin().reshape(shape)
+
+
 def _equal(output: Any, expected: Tensor) -> bool:
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape != expected.shape:
+    if not isinstance(output, Tensor) or output.shape != expected.shape or output.ndim != 2:
         return False
     return bool((output - expected).abs().max() <= PROBE_TOLERANCE * expected.abs().max())
 
