@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 
 from timm_miil._checks import check_positive, cut, nearest, shown
 from timm_miil._errors import ImageError
@@ -24,7 +23,7 @@ from timm_miil._extras import require
 from timm_miil.data._hf_labels import LabelFinder, find_image_column, find_labels, read_targets
 from timm_miil.data._labels import LabelColumns
 from timm_miil.data.images import decode_image
-from timm_miil.data.records import ImageStream, LabelledImages, UnreadPicture, check_share, reading
+from timm_miil.data.records import LabelledImages, UnreadPicture, UnreadStream, check_share
 from timm_miil.data.seeding import mix_seed
 from timm_miil.data.targets import Indices, SparseTargets
 
@@ -186,7 +185,7 @@ class HfImages(LabelledImages):
         return cell, _name(cell, f'{self.where}, row {row}')
 
 
-class HfStream(ImageStream):
+class HfStream(UnreadStream):
     """Pictures of a data set that is read in sequence; made by `read_hf`.
 
     The files of the data set, in an order that seed and epoch decide, are dealt out to the processes; where there are
@@ -212,11 +211,6 @@ class HfStream(ImageStream):
         self.dataset, self.image, self.where, self.shuffle_buffer = dataset, image, where, shuffle_buffer
         self._finder, self._columns = finder, columns
         self._unknown = finder.unmentioned(label_names)
-
-    def iterate(
-            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
-    ) -> Iterator[tuple[Image.Image, Tensor, str]]:
-        return reading(self.iterate_unread(seed=seed, epoch=epoch, process=process, num_processes=num_processes))
 
     def iterate_unread(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,

@@ -17,7 +17,6 @@ from typing import Literal, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from timm_miil._atomic import write_file
@@ -25,7 +24,7 @@ from timm_miil._checks import check_choice, check_text, nearest, shown
 from timm_miil._class_tree import ROOT, checked_parents, parents_of_class_tree, parents_of_is_a, read_tree, top_down
 from timm_miil._errors import CheckpointError
 from timm_miil.data._labels import check_distinct
-from timm_miil.data.records import ImageStream, LabelledImages, UnreadPicture, reading
+from timm_miil.data.records import ImageStream, LabelledImages, UnreadPicture, UnreadStream
 from timm_miil.data.targets import SparseTargets
 
 __all__ = ['TREE_FILE', 'ClassTree', 'read_class_tree', 'with_ancestors', 'write_class_tree']
@@ -303,17 +302,12 @@ class _AncestorTable:
             shape=(num_rows, num_classes), fill=labels.fill)
 
 
-class _StreamWithAncestors(ImageStream):
+class _StreamWithAncestors(UnreadStream):
     """A stream whose targets are extended as they come."""
 
     def __init__(self, stream: ImageStream, table: _AncestorTable) -> None:
         super().__init__(stream.label_names, stream.num_images)
         self.stream, self.table = stream, table
-
-    def iterate(
-            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
-    ) -> Iterator[tuple[Image.Image, Tensor, str]]:
-        return reading(self.iterate_unread(seed=seed, epoch=epoch, process=process, num_processes=num_processes))
 
     def iterate_unread(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,

@@ -21,8 +21,8 @@ from timm_miil.data.seeding import kept_generators, mix_seed, seed_generators
 from timm_miil.data.targets import Indices, SparseTargets
 
 __all__ = [
-    'ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'UnreadPicture', 'check_share',
-    'files_of', 'reading']
+    'ImageStream', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'UnreadPicture', 'UnreadStream',
+    'check_share', 'files_of']
 
 UnreadPicture = tuple[Callable[[], Image.Image], Tensor, str]
 """What reads a picture as RGB, upright; its targets; its name."""
@@ -226,9 +226,21 @@ class ImageStream(abc.ABC):
             yield lambda image=image: image, targets, name  # type: ignore[misc]  # mypy does not know its default
 
 
-def reading(pictures: Iterator[UnreadPicture]) -> Iterator[tuple[Image.Image, Tensor, str]]:
-    """The same pictures, read."""
-    return ((read(), targets, name) for read, targets, name in pictures)
+class UnreadStream(ImageStream):
+    """A stream that has each picture as a function that reads it."""
+
+    def iterate(
+            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
+    ) -> Iterator[tuple[Image.Image, Tensor, str]]:
+        """As of `ImageStream`."""
+        pictures = self.iterate_unread(seed=seed, epoch=epoch, process=process, num_processes=num_processes)
+        return ((read(), targets, name) for read, targets, name in pictures)
+
+    @abc.abstractmethod
+    def iterate_unread(
+            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
+    ) -> Iterator[UnreadPicture]:
+        """As of `ImageStream`."""
 
 
 def check_share(*, epoch: int, process: int, num_processes: int) -> None:

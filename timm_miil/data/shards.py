@@ -28,7 +28,7 @@ from timm_miil.data._shard_writing import ShardPlan, write_planned
 from timm_miil.data._shard_scan import scan_shards
 from timm_miil.data.images import decode_image
 from timm_miil._locks import locked
-from timm_miil.data.records import ImageStream, LabelledImages, UnreadPicture, check_share, reading
+from timm_miil.data.records import LabelledImages, UnreadPicture, UnreadStream, check_share
 from timm_miil.data.seeding import mix_seed
 
 __all__ = [
@@ -187,7 +187,7 @@ read_split = read_shards
 """What `timm_miil.data.open_split` calls."""
 
 
-class ShardStream(ImageStream):
+class ShardStream(UnreadStream):
     """Pictures of shards; made by `read_shards`.
 
     The shards, in an order that seed and epoch decide, are one long row of pictures, and each process has an equal part
@@ -221,11 +221,6 @@ class ShardStream(ImageStream):
                 counts[:, column] = torch.tensor([label.present, label.absent, label.unknown])
         present, absent, unknown = counts
         return present, absent, unknown
-
-    def iterate(
-            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
-    ) -> Iterator[tuple[Image.Image, Tensor, str]]:
-        return reading(self.iterate_unread(seed=seed, epoch=epoch, process=process, num_processes=num_processes))
 
     def iterate_unread(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from timm_miil._checks import nearest
 from timm_miil.data import (
     TREE_FILE, ClassTree, ImageStream, LabelledImages, MultiLabelRecords, SparseTargets, find_format, fixed_per_class,
-    has_split, mix_seed, open_split, positives_only, random_per_sample, read_class_tree, with_ancestors)
-from timm_miil.data.records import UnreadPicture, reading
+    has_split, labelled_per_class, mix_seed, open_split, positives_only, random_per_sample, read_class_tree, with_ancestors)
+from timm_miil.data.records import UnreadPicture, UnreadStream
+from timm_miil.train._verification_settings import check_pairs
 from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
 
 __all__ = ['Splits', 'forget_labels', 'hold_out', 'prepare_splits', 'read_splits', 'with_labels']
@@ -46,17 +46,24 @@ class Splits:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The labels to learn, equal in `train` and `val`; after `hold_out` those of `test` are more."""
+        """The labels to learn, equal in `train` and `val`; after `hold_out` those of `test` are more.
+
+        Of the task 'verification' each split has its own.
+        """
         return self.train.label_names
 
 
-def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *, seed: int = 0) -> Splits:
+def read_splits(
+        data_dir: str | Path, settings: DataSettings = DataSettings(), *, seed: int = 0, own_labels: bool = False,
+) -> Splits:
     """Open a data set's splits; where there is none to validate, a part of the training pictures serves.
 
     Args:
         data_dir: Folder of the data set, of any format of `timm_miil.data.list_formats()`.
         settings: Names of the splits and how to read them.
         seed: Decides which pictures validate, where that is drawn.
+        own_labels: Whether each split has labels of its own, as identities are for the task 'verification'. Where there
+            is no split to validate, a part of the labels is drawn, with all their pictures.
 
     Raises:
         CheckpointError: If the tree is asked for and its file is none.
@@ -74,16 +81,18 @@ def read_splits(data_dir: str | Path, settings: DataSettings = DataSettings(), *
         return has_split(data_dir, split, form, **options)
 
     train = read(settings.train, settings.labels or None)
+    known = None if own_labels else train.label_names
     # By name: a split need not show each label, and has them in an order of its own.
     others = {}
     if settings.val != DataSettings.val or has(settings.val):
-        others['val'] = read(settings.val, train.label_names)
+        others['val'] = read(settings.val, known)
     # What the best epoch is chosen by tests nothing.
     test = settings.test or 'test'
     if test != settings.val and (settings.test or has(test)):
-        others['test'] = read(test, train.label_names)
+        others['test'] = read(test, known)
     if 'val' not in others:
-        train, others['val'] = _part(_readable(train, f'data.val = {settings.val!r} is no split, and'), settings, seed)
+        draw = _part_labels if own_labels else _part
+        train, others['val'] = draw(_readable(train, f'data.val = {settings.val!r} is no split, and'), settings, seed)
     for name, source in others.items():
         _log_shared(train, source, name)
     if settings.max_val:
@@ -138,6 +147,8 @@ def forget_labels(images: _Images, settings: PartialSettings, *, seed: int) -> _
     targets = images.targets
     if settings.scheme == 'fixed_per_class':
         targets = fixed_per_class(targets, settings.num_per_class, seed=seed)
+    elif settings.scheme == 'labelled_per_class':
+        targets = labelled_per_class(targets, settings.num_per_class, seed=seed)
     elif settings.scheme == 'positives_only':
         targets = positives_only(targets, settings.drop_prob, seed=seed)
     else:
@@ -160,8 +171,10 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
         FileNotFoundError: If a folder, a split or a file is missing.
         ValueError: If the data are wrong or do not suit the recipe.
     """
-    splits = data if isinstance(data, Splits) else read_splits(data, recipe.data, seed=recipe.seed)
-    if splits.train.label_names != splits.val.label_names:
+    is_verification = recipe.verification is not None
+    splits = data if isinstance(data, Splits) else read_splits(
+        data, recipe.data, seed=recipe.seed, own_labels=is_verification)
+    if not is_verification and splits.train.label_names != splits.val.label_names:
         raise ValueError(
             f'the labels of train and val must be equal, in the same order, got {len(splits.train.label_names)} and '
             f'{len(splits.val.label_names)}, {_difference(splits.val.label_names, splits.train.label_names)}.')
@@ -177,8 +190,14 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
             'no label is known to be present in some of the pictures to validate and absent in others: there is no '
             'mAP, and the last epoch is kept.')
     if recipe.is_exclusive:
-        kept = {split: _single(getattr(splits, split), split, recipe.task) for split in ('train', 'val', 'test')}
+        kept = {
+            split: _single(
+                getattr(splits, split), split, recipe.task,
+                is_optional=split == 'train' and recipe.dual_head is not None)
+            for split in ('train', 'val', 'test')}
         splits = dataclasses.replace(splits, **kept)
+    if recipe.verification is not None and (counts := splits.val.label_counts()) is not None:
+        check_pairs(counts[0], recipe.verification)
     if recipe.task == 'semantic':
         splits = dataclasses.replace(splits, tree=_read_tree(splits, "task 'semantic'"))
     return splits
@@ -211,6 +230,22 @@ def _part(images: LabelledImages, settings: DataSettings, seed: int) -> tuple[La
     generator = torch.Generator().manual_seed(mix_seed(seed, VAL_DRAW, len(images)))
     order = torch.randperm(len(images), generator=generator)
     return images.select(order[count:].sort().values), images.select(order[:count].sort().values)
+
+
+def _part_labels(images: LabelledImages, settings: DataSettings, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """The labels to learn from and those to validate, with all pictures that show one, each in the order they had."""
+    count = round(settings.val_fraction * len(images.label_names))
+    if not 0 < count < len(images.label_names):
+        raise ValueError(
+            f'data.val_fraction must leave labels to learn from and to validate, got {settings.val_fraction} of '
+            f'{len(images.label_names)} labels.')
+    generator = torch.Generator().manual_seed(mix_seed(seed, VAL_DRAW, len(images.label_names)))
+    order = torch.randperm(len(images.label_names), generator=generator)
+    parts = []
+    for places in (order[count:], order[:count]):
+        part = images.with_labels([images.label_names[place] for place in places.sort().values.tolist()])
+        parts.append(part.select((part.targets == 1).any(1).nonzero().squeeze(1)))
+    return parts[0], parts[1]
 
 
 def _drawn(source: LabelledImages | ImageStream, count: int, seed: int) -> LabelledImages:
@@ -254,7 +289,7 @@ def _readable(source: LabelledImages | ImageStream, why: str) -> LabelledImages:
     return source
 
 
-class _SingleLabelStream(ImageStream):
+class _SingleLabelStream(UnreadStream):
     """A stream whose pictures show one label each, which is found out as it goes."""
 
     def __init__(self, source: ImageStream, split: str, task: str) -> None:
@@ -263,11 +298,6 @@ class _SingleLabelStream(ImageStream):
 
     def label_counts(self) -> tuple[Tensor, Tensor, Tensor] | None:
         return self.source.label_counts()
-
-    def iterate(
-            self, *, seed: int | None, epoch: int, process: int, num_processes: int,
-    ) -> Iterator[tuple[Image.Image, Tensor, str]]:
-        return reading(self.iterate_unread(seed=seed, epoch=epoch, process=process, num_processes=num_processes))
 
     def iterate_unread(
             self, *, seed: int | None, epoch: int, process: int, num_processes: int,
@@ -280,23 +310,31 @@ class _SingleLabelStream(ImageStream):
             yield read, targets, name
 
 
-def _single(source: LabelledImages | ImageStream | None, split: str, task: str) -> Any:
-    """The source; of a stream, one that raises ValueError when it comes to a picture without exactly one label."""
+def _single(
+        source: LabelledImages | ImageStream | None, split: str, task: str, *, is_optional: bool = False) -> Any:
+    """The source; of a stream, one that raises ValueError when it comes to a picture without exactly one label.
+
+    Where it is optional, all that is known of a picture that can be chosen may be nothing.
+    """
     if isinstance(source, ImageStream):
         return _SingleLabelStream(source, split, task)
     if source is not None:
-        _check_single(source, split, task)
+        _check_single(source, split, task, is_optional)
     return source
 
 
-def _check_single(source: LabelledImages, split: str, task: str) -> None:
+def _check_single(source: LabelledImages, split: str, task: str, is_optional: bool) -> None:
     labels = source.labels
     shown = int((labels.values == 1).sum())
     rows = torch.from_numpy(labels.starts[1:] - labels.starts[:-1])
     if labels.fill == 0 and bool((rows == 1).all()) and shown == len(labels):
         return
-    counts = (source.targets == 1).sum(1)
-    wrong = (counts != 1).nonzero().squeeze(1)
+    targets = source.targets
+    counts = (targets == 1).sum(1)
+    is_wrong = counts != 1
+    if is_optional:
+        is_wrong &= (targets != -1).any(1)
+    wrong = is_wrong.nonzero().squeeze(1)
     if len(wrong):
         first = int(wrong[0])
         raise ValueError(
