@@ -107,6 +107,12 @@ def test_every_picture_at_most_once_an_epoch_with_its_own_targets(make, records)
     assert targets.dtype == torch.float32 and torch.equal(targets, records.targets[seen].float())
 
 
+def test_files_have_places_and_a_stream_has_none(records):
+    for batch in files(records, repeats=2, share=Share(1, 2, 2)).batches(1):
+        assert batch.indices.dtype == torch.int64 and batch.indices.tolist() == greys([batch])
+    assert all(batch.indices is None for batch in stream(Stream(records)).batches(0))
+
+
 @both
 def test_the_epochs_leave_out_other_pictures(make):
     loader = make()
