@@ -12,7 +12,8 @@ __all__ = ['build_method_task']
 BUILDERS: Mapping[str, Callable[[TaskParts], ClassificationTask | None]] = MappingProxyType({
     'sharing': _sharing.build_task, 'dual_head': _dual_head.build_task,
     'label_augmentation': _label_augmentation.build_task, 'balanced': _long_tail.build_task,
-    'injection': _injection.build_task, 'verification': _verification.build_task})
+    'positive_unlabeled': _long_tail.build_pu_task, 'injection': _injection.build_task,
+    'verification': _verification.build_task})
 
 
 def build_method_task(parts: TaskParts) -> ClassificationTask | None:

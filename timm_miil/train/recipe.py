@@ -12,7 +12,7 @@ from timm_miil._errors import RecipeError
 from timm_miil.data import SceneConfig, TreeSceneConfig
 from timm_miil.train._dual_head_settings import DualHeadSettings, LabelAugmentationSettings
 from timm_miil.train._injection_settings import InjectionSettings
-from timm_miil.train._long_tail_settings import BalancedSettings
+from timm_miil.train._long_tail_settings import BalancedSettings, PositiveUnlabeledSettings
 from timm_miil.train._settings import (
     AugmentSettings, DataSettings, LossSettings, ModelSettings, OptimizerSettings, PaperSettings, PartialSettings,
     PriorSettings, ScheduleSettings, check_from_zero)
@@ -24,13 +24,13 @@ from timm_miil.train._verification_settings import VerificationSettings
 __all__ = [
     'AugmentSettings', 'BalancedSettings', 'DataSettings', 'DualHeadSettings', 'InjectionSettings',
     'LabelAugmentationSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
-    'PartialSettings', 'PriorSettings', 'Recipe', 'ScheduleSettings', 'SharingSettings', 'TeacherSettings',
-    'VerificationSettings', 'list_recipes', 'load_recipe',
+    'PartialSettings', 'PositiveUnlabeledSettings', 'PriorSettings', 'Recipe', 'ScheduleSettings', 'SharingSettings',
+    'TeacherSettings', 'VerificationSettings', 'list_recipes', 'load_recipe',
 ]
 
 TASKS = ('multi_label', 'semantic', 'single_label', 'zero_shot')
 PRECISIONS = ('fp32', 'bf16', 'fp16')
-METHODS = ('sharing', 'dual_head', 'label_augmentation', 'balanced', 'injection', 'verification')
+METHODS = ('sharing', 'dual_head', 'label_augmentation', 'balanced', 'positive_unlabeled', 'injection', 'verification')
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ class Recipe:
         partial: Labels to forget before training; None keeps all.
         prior: The temporary network of the partial-label paper; None for none.
         teacher: The trained network that is learnt from beside the labels; None for none.
-        sharing: A classifier that teacher and student share; None for none. Of this and the next five there is one at
+        sharing: A classifier that teacher and student share; None for none. Of this and the next six there is one at
             most.
         dual_head: A second head for the teacher.
         label_augmentation: A second head for classes times transforms.
         balanced: What long-tailed partial labels need.
+        positive_unlabeled: What labels of which only some that are present are known need.
         injection: A self-supervised start that labels are injected into.
         verification: Embeddings of identities.
         scenes: The pictures to make where no data set is given; None for a recipe that needs one.
@@ -117,6 +118,7 @@ class Recipe:
     dual_head: DualHeadSettings | None = None
     label_augmentation: LabelAugmentationSettings | None = None
     balanced: BalancedSettings | None = None
+    positive_unlabeled: PositiveUnlabeledSettings | None = None
     injection: InjectionSettings | None = None
     verification: VerificationSettings | None = None
     scenes: SceneConfig | None = None
