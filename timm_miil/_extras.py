@@ -21,6 +21,7 @@ EXTRA_OF_IMPORT = {
     'sentence_transformers': 'text',
     'transformers': 'text',
     'pytorch_grad_cam': 'explain',
+    'pytorch_metric_learning': 'metric',
 }
 
 

@@ -153,7 +153,7 @@ def pairwise_tar_at_far(
 
 def _check_rates(fars: Sequence[float]) -> None:
     for place, far in enumerate(fars):
-        check_range(low=math.ulp(0.0), high=1.0, **{f'fars[{place}]': far})
+        check_range(low=math.ulp(0.0), high=1.0, closed=False, **{f'fars[{place}]': far})
 
 
 def _num_accepted(far: float, num_different: int) -> int | None:

@@ -262,7 +262,8 @@ class Run:
                 self._save(random)
                 raise self._interrupted() from None
             metrics = self.scorer.figures(scored)
-            self._keep_if_best(epoch, metrics[METRIC_OF_TASK[self.recipe.task]], kept_network(averaged), scored)
+            score = math.nan if self.recipe.task == 'self_supervised' else metrics[METRIC_OF_TASK[self.recipe.task]]
+            self._keep_if_best(epoch, score, kept_network(averaged), scored)
         record = EpochRecord(
             epoch, self.lr, self.loss_sum / steps, metrics, self.seconds,
             steps * self.recipe.batch_size / max(self.seconds, 1e-9))
@@ -321,7 +322,8 @@ class Run:
             return {}, {}
 
         def figures(labels: Sequence[str]) -> dict[str, float]:
-            own = source if tuple(labels) == source.label_names else source.with_labels(labels)  # type: ignore
+            is_own = self.recipe.verification is not None or tuple(labels) == source.label_names
+            own = source if is_own else source.with_labels(labels)  # type: ignore
             return self.scorer.figures(self._score(model, self.scorer.loader(own)))
 
         seen = figures(self.splits.label_names)

@@ -1,7 +1,7 @@
 """What a network says of the pictures of all processes, and how good that is."""
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import resolve_model_data_config
@@ -29,7 +29,7 @@ class Scored:
     """What came of the pictures of all processes: on the main one logits and targets, or, on all, their counts.
 
     Args:
-        logits: Float32 in host memory, shape (N, C).
+        logits: Float32 in host memory, shape (N, C), or embeddings (N, D).
         targets: Int8 in host memory, shape (N, C).
         totals: Of `Tally`; None where there are logits.
     """
@@ -73,13 +73,15 @@ class Scorer:
         source = loader.dataset.source
         num_classes = len(source.label_names)
         num_images = source.num_images if isinstance(source, ImageStream) else len(source)
-        if self.recipe.is_exclusive and num_images * num_classes > MOST_SCORES:
+        settings = self.recipe.verification
+        if settings is None and self.recipe.is_exclusive and num_images * num_classes > MOST_SCORES:
             tally = Tally(self.hierarchy)
             for scores, labels in batches:
                 tally.update(scores, labels)
             dtype = torch.float32 if self.host.device.type == 'mps' else torch.float64
             return Scored(totals=self.host.total(tally.totals().to(self.host.device, dtype)).cpu())
-        logits, targets = [torch.empty(0, num_classes)], [torch.empty(0, num_classes, dtype=torch.int8)]
+        num_outputs = self._num_outputs(num_classes)
+        logits, targets = [torch.empty(0, num_outputs)], [torch.empty(0, num_classes, dtype=torch.int8)]
         for scores, labels in batches:
             logits.append(scores.cpu())
             targets.append(labels)
@@ -100,15 +102,22 @@ class Scorer:
         if logits is None or targets is None or not len(logits):
             raise ValueError(
                 'there are no pictures to measure the network on; give the split pictures, or another split.')
-        return measure(logits, targets, self.recipe.task, hierarchy=self.hierarchy)
+        settings = {} if self.recipe.verification is None else {'verification': self.recipe.verification}
+        return measure(logits, targets, self.recipe.task, hierarchy=self.hierarchy, **settings)
+
+    def _num_outputs(self, num_classes: int) -> int:
+        if self.recipe.verification is not None:
+            return self.recipe.verification.embed_dim
+        width: int = cast(Any, self.model).head_hidden_size if self.recipe.embeds else num_classes
+        return width
 
     def _batches(self, model: nn.Module, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits and targets of this process's own pictures."""
         if not self.host.is_sharded:
-            yield from score_batches(model, loader, autocast=self.host.autocast)
+            yield from score_batches(model, loader, autocast=self.host.autocast, embeds=self.recipe.embeds)
             return
         batches, seen = _EvenBatches(loader, self.host, self.model), 0
-        for scores, labels in score_batches(model, batches, autocast=self.host.autocast):
+        for scores, labels in score_batches(model, batches, autocast=self.host.autocast, embeds=self.recipe.embeds):
             own, seen = batches.num_rows - seen, batches.num_rows
             yield scores[:own], labels[:own]
 

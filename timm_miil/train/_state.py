@@ -20,7 +20,7 @@ __all__ = [
 # Settings that leave the result as it is, but for rounding and for what sees one part of a step (batch norms, budgets
 # of losses) or one worker's share of a stream, or that are said again by what the data hold.
 FREE = frozenset({
-    'checkpoint_steps', 'data', 'grad_accum_steps', 'keep_checkpoints', 'paper', 'scenes', 'stop_epoch',
+    'checkpoint_steps', 'data', 'grad_accum_steps', 'identities', 'keep_checkpoints', 'paper', 'scenes', 'stop_epoch',
     'summary', 'torchcompile', 'tree_scenes', 'workers'})
 FREE_OF_TABLES = frozenset({'teacher.cache', 'teacher.cache_gb', 'teacher.torchcompile'})
 

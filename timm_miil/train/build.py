@@ -21,8 +21,8 @@ from timm_miil.data.transforms import create_paper_transform
 from timm_miil.losses import (
     ASL_PRESETS, AsymmetricLossSingleLabel, SemanticHierarchy, SemanticSoftmaxLoss, create_loss)
 from timm_miil.tasks import (
-    MultiLabelDistillationTask, MultiLabelTask, SemanticPretrainTask, SingleLabelTask, SupervisedDistillationTask,
-    Teacher, ZeroShotTask)
+    MultiLabelDistillationTask, MultiLabelTask, SemanticPretrainTask, SimSiam, SimSiamTask, SingleLabelTask,
+    SupervisedDistillationTask, Teacher, ZeroShotTask)
 from timm_miil.train._loaders import EpochLoader, Share, StreamLoader, StreamPictures, TrainLoader, WorkerLoader
 from timm_miil.train._task_parts import TaskParts
 from timm_miil.train.methods import build_method_task
@@ -42,6 +42,9 @@ MULTI_LABEL_LOSSES = frozenset({
 SOFT_LOSSES = frozenset({'bce', 'cross_entropy'})
 SINGLE_LABEL_LOSSES = SOFT_LOSSES | {'asymmetric_single_label'}
 SEMANTIC_LOSSES = frozenset({'semantic_softmax'})
+LOSSES_OF_TASK = MappingProxyType({
+    'self_supervised': frozenset({'simsiam'}), 'semantic': SEMANTIC_LOSSES, 'single_label': SINGLE_LABEL_LOSSES,
+    'verification': frozenset({'cross_entropy'})})
 # Where nothing is mixed these get indices: they smooth those, and no distributions.
 INDEX_LOSSES = (AsymmetricLossSingleLabel, BinaryCrossEntropy, LabelSmoothingCrossEntropy)
 # What the network's own configuration becomes where pictures are resized to its input whatever their shape is.
@@ -75,7 +78,13 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
         OSError: If the weights to start from cannot be downloaded or read.
         ValueError: If they are in a file that is another network's.
     """
-    classes = {'labels': list(label_names)} if recipe.task == 'zero_shot' else {'num_classes': len(label_names)}
+    classes: dict[str, Any] = {'num_classes': len(label_names)}
+    if recipe.verification is not None:
+        classes = {'num_classes': recipe.verification.embed_dim}
+    elif recipe.task == 'self_supervised':
+        classes = {'num_classes': 0}
+    elif recipe.task == 'zero_shot':
+        classes = {'labels': list(label_names)}
     args = dict(recipe.model.args)
     # The model carries it to evaluation and into the saved folder.
     overlay: dict[str, Any] = {**AS_TRAINED, **SQUISH} if recipe.augment.name == 'paper' else {}
@@ -126,14 +135,16 @@ def build_loss(
         ValueError: If the loss does not suit the task, or an argument is out of range.
     """
     name, args = settings.name, dict(settings.args)
-    known = {'single_label': SINGLE_LABEL_LOSSES, 'semantic': SEMANTIC_LOSSES}.get(task, MULTI_LABEL_LOSSES)
+    known = LOSSES_OF_TASK.get(task, MULTI_LABEL_LOSSES)
     if name not in known:
         raise ValueError(f'loss.name must be a loss of logits and targets for task {task!r}, got {name!r}; '
                          f'{nearest(name, known)}')
+    if task == 'self_supervised':
+        return nn.CosineSimilarity(dim=-1)
     if task == 'semantic':
         return create_loss(name, hierarchy=hierarchy, **{
             key: value for key, value in args.items() if key not in HIERARCHY_ARGS})
-    if task == 'single_label':
+    if task in ('single_label', 'verification'):
         if is_mixed and name not in SOFT_LOSSES:
             raise ValueError(
                 f'loss.name must be one of {", ".join(map(repr, sorted(SOFT_LOSSES)))} with augment.args.mixup, got '
@@ -260,15 +271,21 @@ def build_train_loader(
             f'batch_size must be a multiple of processes times grad_accum_steps, got {recipe.batch_size} for '
             f'{share.count} and {share.parts}; the nearest are {recipe.batch_size // pieces * pieces or pieces} and '
             f'{(recipe.batch_size // pieces + 1) * pieces}.')
-    if _mixup_settings(recipe) and recipe.batch_size // pieces % 2:
+    takes_views = recipe.task == 'self_supervised'
+    if (_mixup_settings(recipe) or takes_views) and recipe.batch_size // pieces % 2:
+        what = "task 'self_supervised' takes" if takes_views else 'augment.args.mixup mixes'
         raise ValueError(
-            f'augment.args.mixup mixes pairs: batch_size over processes and grad_accum_steps must be even, got '
+            f'{what} pairs: batch_size over processes and grad_accum_steps must be even, got '
             f'{recipe.batch_size} / {pieces} = {recipe.batch_size // pieces}.')
     transform = _train_transform(recipe, model)
     repeats = recipe.augment.args.get('aug_repeats', 0) if recipe.augment.name == 'timm' else 0
+    if takes_views:
+        repeats = 2
     if isinstance(source, ImageStream):
         if repeats > 1:
-            raise ValueError('augment.args.aug_repeats must be left out for a stream, whose pictures come once.')
+            raise ValueError(
+                "a stream's pictures come once: leave augment.args.aug_repeats out, and take another task than "
+                "'self_supervised'.")
         return StreamLoader(
             source, transform, recipe.batch_size, seed=recipe.seed, workers=recipe.workers, share=share, device=device)
     return EpochLoader(
@@ -336,6 +353,9 @@ def _plain_task(parts: TaskParts) -> ClassificationTask:
             return SupervisedDistillationTask(
                 model, teacher, criterion, soft_targets=parts.is_soft, device=device, **weights)
         return MultiLabelDistillationTask(model, teacher, criterion, device=device, **weights)
+    if recipe.task == 'self_supervised':
+        width = cast(Any, model).head_hidden_size
+        return SimSiamTask(SimSiam(model, width, **recipe.loss.args), device=device)
     if recipe.task == 'semantic':
         return SemanticPretrainTask(model, cast(SemanticSoftmaxLoss, criterion), device=device)
     if recipe.task == 'single_label':

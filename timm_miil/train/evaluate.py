@@ -11,14 +11,17 @@ from torch import Tensor, nn
 from timm_miil._checks import check_choice
 from timm_miil.data import ImageStream, LabelledImages
 from timm_miil.losses import SemanticHierarchy
-from timm_miil.metrics import MultilabelAveragePrecision, multilabel_f1
+from timm_miil.metrics import MultilabelAveragePrecision, multilabel_f1, output_std
 from timm_miil.train._tally import Tally
+from timm_miil.train._verification import measure_pairs
+from timm_miil.train._verification_settings import VerificationSettings
 from timm_miil.train.build import build_eval_loader
 
 __all__ = ['METRIC_OF_TASK', 'evaluate', 'measure', 'score_batches']
 
 METRIC_OF_TASK = MappingProxyType({
-    'multi_label': 'map', 'semantic': 'semantic_top1', 'single_label': 'top1', 'zero_shot': 'map'})
+    'multi_label': 'map', 'self_supervised': 'output_std', 'semantic': 'semantic_top1', 'single_label': 'top1',
+    'verification': 'tar', 'zero_shot': 'map'})
 """What a run's best epoch is chosen by: a key of `measure`."""
 
 NO_PICTURES = 'source must have pictures to measure a model on, got none.'
@@ -33,16 +36,18 @@ def evaluate(
         workers: int = 0,
         task: str = 'multi_label',
         hierarchy: SemanticHierarchy | None = None,
+        verification: VerificationSettings = VerificationSettings(),
 ) -> dict[str, float]:
     """Measure a model on pictures, preprocessed as its configuration says.
 
     Args:
-        model: Network with one logit a label; its mode is left as it was.
+        model: Network with one logit a label, or that embeds pictures; its mode is left as it was.
         source: Pictures and targets.
         batch_size: Pictures at a time.
         workers: Processes that read pictures.
         task: A recipe's task, which decides what is measured.
         hierarchy: The tree over the labels, for the task 'semantic'.
+        verification: The rates of the task 'verification'.
 
     Returns:
         The figures of `measure`.
@@ -63,11 +68,11 @@ def evaluate(
         if not totals[0]:
             raise ValueError(NO_PICTURES)
         return Tally.figures(totals)
-    batches = list(score_batches(model, loader))
+    batches = list(score_batches(model, loader, embeds=task in ('self_supervised', 'verification')))
     if not batches:
         raise ValueError(NO_PICTURES)
     logits, targets = map(torch.cat, zip(*batches))
-    return measure(logits, targets, task)
+    return measure(logits, targets, task, verification=verification)
 
 
 def score_batches(
@@ -75,6 +80,7 @@ def score_batches(
         loader: Iterable[Any],
         *,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        embeds: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and targets, batch by batch.
 
@@ -82,6 +88,7 @@ def score_batches(
         model: Network on its device; it is in evaluation mode while this is iterated, and then as it was.
         loader: Batches of pictures and targets.
         autocast: Makes the context in which the model runs.
+        embeds: Whether the model gives embeddings (B, D) in place of logits.
 
     Returns:
         Logits (B, C), float32 on the model's device, and targets (B, C), int8 in host memory.
@@ -96,7 +103,7 @@ def score_batches(
         for images, targets, *_ in loader:
             with torch.no_grad(), autocast():
                 logits = model(images.to(device, non_blocking=True)).float()
-            if logits.shape != targets.shape:
+            if logits.ndim != 2 or logits.shape[1] != targets.shape[1] and not embeds:
                 raise ValueError(
                     f'the model must have one output a label, got {logits.shape[-1]} outputs for '
                     f'{targets.shape[1]} labels.')
@@ -107,19 +114,23 @@ def score_batches(
 
 def measure(
         logits: Tensor, targets: Tensor, task: str = 'multi_label', *, hierarchy: SemanticHierarchy | None = None,
+        verification: VerificationSettings = VerificationSettings(),
 ) -> dict[str, float]:
     """How well scores fit what is known, unknown labels left out.
 
     Args:
-        logits: Raw scores, shape (N, C).
+        logits: Raw scores, shape (N, C); embeddings (N, D) of the tasks 'self_supervised' and 'verification'.
         targets: 1 present, 0 absent, -1 unknown, shape (N, C).
         task: A recipe's task.
         hierarchy: The tree over the labels, for the task 'semantic'.
+        verification: The rates of the task 'verification'.
 
     Returns:
         For 'single_label', 'top1', 'top5' (percent of pictures) and 'loss' (cross-entropy). For 'semantic' also
-        'semantic_top1', the semantic accuracy of `timm_miil.metrics`, in percent. Else 'map' (mean average
-        precision; where all labels are known a class without positives counts 0, else only classes with known
+        'semantic_top1', the semantic accuracy of `timm_miil.metrics`, in percent. For 'self_supervised', 'output_std',
+        see `timm_miil.metrics.output_std`. For 'verification', 'tar' and
+        'tar_at_<rate>', percent of the pairs of one identity that are accepted at the false accept rates. Else 'map'
+        (mean average precision; where all labels are known a class without positives counts 0, else only classes with known
         positives and negatives count), 'micro_f1' and 'macro_f1' at probability 0.5, in percent, and 'loss' (binary
         cross-entropy of a known label).
 
@@ -132,6 +143,10 @@ def measure(
         for scores, labels in zip(logits.split(_ROWS), targets.split(_ROWS)):
             tally.update(scores, labels)
         return Tally.figures(tally.totals())
+    if task == 'self_supervised':
+        return {'output_std': output_std(logits)}
+    if task == 'verification':
+        return measure_pairs(logits, targets, verification)
     metric, total, known = MultilabelAveragePrecision(logits.shape[1]), 0.0, 0
     for scores, labels in zip(logits.split(_ROWS), targets.split(_ROWS)):
         metric.update(scores.cpu(), labels.cpu())

@@ -9,10 +9,11 @@ from typing import Any
 
 from timm_miil._checks import check_choice, check_multiple, check_positive, check_range, nearest
 from timm_miil._errors import RecipeError
-from timm_miil.data import SceneConfig, TreeSceneConfig
+from timm_miil.data import IdentityConfig, SceneConfig, TreeSceneConfig
 from timm_miil.train._dual_head_settings import DualHeadSettings, LabelAugmentationSettings
 from timm_miil.train._injection_settings import InjectionSettings
 from timm_miil.train._long_tail_settings import BalancedSettings, PositiveUnlabeledSettings
+from timm_miil.train._self_supervised import check_self_supervised
 from timm_miil.train._settings import (
     AugmentSettings, DataSettings, LossSettings, ModelSettings, OptimizerSettings, PaperSettings, PartialSettings,
     PriorSettings, ScheduleSettings, check_from_zero)
@@ -28,9 +29,10 @@ __all__ = [
     'TeacherSettings', 'VerificationSettings', 'list_recipes', 'load_recipe',
 ]
 
-TASKS = ('multi_label', 'semantic', 'single_label', 'zero_shot')
+TASKS = ('multi_label', 'self_supervised', 'semantic', 'single_label', 'verification', 'zero_shot')
 PRECISIONS = ('fp32', 'bf16', 'fp16')
 METHODS = ('sharing', 'dual_head', 'label_augmentation', 'balanced', 'positive_unlabeled', 'injection', 'verification')
+MADE_PICTURES = ('scenes', 'tree_scenes', 'identities')
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Recipe:
         augment: What happens to training pictures.
         task: 'multi_label'; 'single_label' for exactly one label a picture; 'semantic' for the same, learnt level by
             level of a tree over the labels (semantic softmax, arXiv:2104.10972); or 'zero_shot' for a network whose
-            classes are queries made of the labels' names.
+            classes are queries made of the labels' names; or 'verification' for embeddings of identities, one a
+            picture, which asks for the table of that name.
         unseen_labels: Labels to hold out, see `hold_out`; none by default.
         stop_epoch: Stop after so many epochs; 0 runs all.
         grad_accum_steps: Parts in which a process computes a step, to fit into memory.
@@ -80,7 +83,8 @@ class Recipe:
         injection: A self-supervised start that labels are injected into.
         verification: Embeddings of identities.
         scenes: The pictures to make where no data set is given; None for a recipe that needs one.
-        tree_scenes: The same, of one label each, with a tree over the labels; not both.
+        tree_scenes: The same, of one label each, with a tree over the labels.
+        identities: The same, faces for the task 'verification'. Of these three there is one at most.
         paper: What a paper reports of it.
 
     Raises:
@@ -123,6 +127,7 @@ class Recipe:
     verification: VerificationSettings | None = None
     scenes: SceneConfig | None = None
     tree_scenes: TreeSceneConfig | None = None
+    identities: IdentityConfig | None = None
     paper: PaperSettings | None = None
 
     def __post_init__(self) -> None:
@@ -151,8 +156,17 @@ class Recipe:
                 f'one of {", ".join(METHODS)} may be given, got {" and ".join(methods)}; leave the others out.')
         for name in methods:
             getattr(self, name).check(self)
-        if self.scenes is not None and self.tree_scenes is not None:
-            raise ValueError('scenes and tree_scenes must not both be given; set one to none.')
+        if self.partial is not None and self.partial.scheme == 'labelled_per_class' and self.dual_head is None:
+            raise ValueError(
+                "partial.scheme 'labelled_per_class' needs the table dual_head, by which a teacher teaches pictures "
+                'without a label; add it, or take another scheme.')
+        made = [name for name in MADE_PICTURES if getattr(self, name) is not None]
+        if len(made) > 1:
+            raise ValueError(f'{" and ".join(made)} must not be given together; set all but one to none.')
+        if self.task == 'verification' and self.verification is None:
+            raise ValueError("task 'verification' needs the table verification, got none; give verification.embed_dim.")
+        if self.task == 'self_supervised':
+            check_self_supervised(self)
         if self.data.ancestors and self.is_exclusive:
             raise ValueError(
                 f"data.ancestors gives pictures several labels, which task {self.task!r} does not take; set task = "
@@ -161,7 +175,12 @@ class Recipe:
     @property
     def is_exclusive(self) -> bool:
         """Whether each picture has exactly one label."""
-        return self.task in ('semantic', 'single_label')
+        return self.task in ('semantic', 'single_label', 'verification')
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the network gives embeddings, and no score for each label."""
+        return self.task in ('self_supervised', 'verification')
 
     @property
     def num_epochs(self) -> int:
@@ -169,9 +188,9 @@ class Recipe:
         return self.stop_epoch or self.schedule.num_epochs(self.epochs)
 
     @property
-    def made_pictures(self) -> SceneConfig | TreeSceneConfig | None:
+    def made_pictures(self) -> SceneConfig | TreeSceneConfig | IdentityConfig | None:
         """The pictures to make where no data set is given."""
-        return self.scenes or self.tree_scenes
+        return self.scenes or self.tree_scenes or self.identities
 
     def override(self, changes: Mapping[str, str]) -> 'Recipe':
         """A recipe with some settings changed.

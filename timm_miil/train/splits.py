@@ -14,7 +14,8 @@ from torch import Tensor
 from timm_miil._checks import nearest
 from timm_miil.data import (
     TREE_FILE, ClassTree, ImageStream, LabelledImages, MultiLabelRecords, SparseTargets, find_format, fixed_per_class,
-    has_split, labelled_per_class, mix_seed, open_split, positives_only, random_per_sample, read_class_tree, with_ancestors)
+    has_split, labelled_per_class, mix_seed, open_split, positives_only, random_per_sample, read_class_tree,
+    with_ancestors)
 from timm_miil.data.records import UnreadPicture, UnreadStream
 from timm_miil.train._verification_settings import check_pairs
 from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
@@ -185,7 +186,7 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
         if not bool((train.targets != -1).any()):
             raise ValueError('partial must leave labels that are known, got none of them; let it forget fewer.')
         splits = dataclasses.replace(splits, train=train)
-    if not recipe.is_exclusive and not _has_ranking(splits.val):
+    if not recipe.is_exclusive and not recipe.embeds and not _has_ranking(splits.val):
         _logger.warning(
             'no label is known to be present in some of the pictures to validate and absent in others: there is no '
             'mAP, and the last epoch is kept.')

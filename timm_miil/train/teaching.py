@@ -85,7 +85,8 @@ def build_teacher(
             model = model.to(memory_format=torch.channels_last)
     teacher = Teacher(
         model, mean=config['mean'], std=config['std'],
-        columns=None if network is not None else _columns(settings, model, label_names),
+        columns=None if network is not None or recipe.verification is not None else _columns(
+            settings, model, label_names),
         image_size=settings.image_size or None, precision=PRECISIONS[settings.precision],
         compiled=settings.torchcompile)
     if settings.cache:
