@@ -1,9 +1,11 @@
 """Tasks in timm's shape: a module that maps a batch to {'loss', 'output'}."""
+from timm_miil.tasks.classifier_sharing import ClassifierSharingTask, SharedHeadModel, SharingModel, freeze_head
 from timm_miil.tasks.comic import ComicModel, ComicTask
 from timm_miil.tasks.distillation import MultiLabelDistillationTask, SupervisedDistillationTask
 from timm_miil.tasks.dual_head import DualHead, DualHeadTask, fit_dual_head
 from timm_miil.tasks.label_augmentation import (
     NUM_TRANSFORMS, LabelAugmentation, LabelAugmentationTask, aggregate_logits, joint_cross_entropy, transform_images)
+from timm_miil.tasks.label_injection import LabelInjectionTask
 from timm_miil.tasks.multi_label import MultiLabelTask
 from timm_miil.tasks.positive_unlabeled import PositiveUnlabeledTask
 from timm_miil.tasks.self_supervised import SimSiam, SimSiamTask
@@ -15,9 +17,10 @@ from timm_miil.tasks.training_model import TrainingModel, TrainingModelTask, kep
 from timm_miil.tasks.zero_shot import ZeroShotTask
 
 __all__ = [
-    'NUM_TRANSFORMS', 'ComicModel', 'ComicTask', 'DualHead', 'DualHeadTask', 'LabelAugmentation',
-    'LabelAugmentationTask', 'MultiLabelDistillationTask', 'MultiLabelTask', 'PositiveUnlabeledTask',
-    'SemanticPretrainTask', 'SimSiam', 'SimSiamTask', 'SingleLabelTask', 'SupervisedDistillationTask', 'Teacher',
-    'TeacherCache', 'TrainingModel', 'TrainingModelTask', 'ZeroShotTask', 'aggregate_logits', 'fit_dual_head',
-    'joint_cross_entropy', 'kept_network', 'teacher_fingerprint', 'transform_images',
+    'ClassifierSharingTask', 'ComicModel', 'ComicTask', 'DualHead', 'DualHeadTask', 'LabelAugmentation',
+    'LabelAugmentationTask', 'LabelInjectionTask', 'MultiLabelDistillationTask', 'MultiLabelTask', 'NUM_TRANSFORMS',
+    'PositiveUnlabeledTask', 'SemanticPretrainTask', 'SharedHeadModel', 'SharingModel', 'SimSiam', 'SimSiamTask',
+    'SingleLabelTask', 'SupervisedDistillationTask', 'Teacher', 'TeacherCache', 'TrainingModel', 'TrainingModelTask',
+    'ZeroShotTask', 'aggregate_logits', 'fit_dual_head', 'freeze_head', 'joint_cross_entropy', 'kept_network',
+    'teacher_fingerprint', 'transform_images',
 ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from timm_miil._checks import check_range
 from timm_miil.tasks.teacher import Teacher
 
-__all__ = ['WithTeacher', 'check_answer']
+__all__ = ['WithTeacher', 'check_answer', 'check_averages', 'check_teacher']
 
 
 class WithTeacher(ClassificationTask):
@@ -23,10 +23,7 @@ class WithTeacher(ClassificationTask):
 
     def hold_teacher(self, teacher: Teacher, *, task_loss_weight: float, distill_loss_weight: float) -> None:
         """Keep the teacher and the weights of the two terms; raise if they are none."""
-        if not isinstance(teacher, Teacher):
-            raise TypeError(
-                f'teacher must be a Teacher, got {type(teacher).__name__}; make one by Teacher(model, mean=..., '
-                f'std=...) with the mean and deviation that the student\'s pictures are normalised with.')
+        check_teacher(teacher)
         check_range(
             low=0.0, high=float('inf'), task_loss_weight=task_loss_weight, distill_loss_weight=distill_loss_weight)
         if not task_loss_weight and not distill_loss_weight:
@@ -59,6 +56,23 @@ class WithTeacher(ClassificationTask):
         if self.task_loss_weight:  # 0 is without it, whatever it is
             loss = loss + self.task_loss_weight * task_loss
         return {**result, 'loss': loss, 'task_loss': task_loss.detach(), 'kd_loss': kd_loss.detach()}
+
+
+def check_teacher(teacher: Teacher) -> None:
+    """Raise TypeError unless it is a `Teacher`."""
+    if not isinstance(teacher, Teacher):
+        raise TypeError(
+            f'teacher must be a Teacher, got {type(teacher).__name__}; make one by Teacher(model, mean=..., std=...) '
+            f'with the mean and deviation that the student\'s pictures are normalised with.')
+
+
+def check_averages(criterion: object) -> None:
+    """Raise ValueError if the criterion says that it does not average over the batch."""
+    reduction = getattr(criterion, 'reduction', 'mean')
+    if reduction not in ('mean', 'batchmean'):
+        raise ValueError(
+            f'criterion must average over the batch, as the divergence does, got reduction {reduction!r}; make it '
+            f"with reduction='mean'.")
 
 
 def check_answer(output: Tensor, teacher_logits: Tensor) -> None:

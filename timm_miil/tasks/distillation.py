@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from timm_miil._checks import check_choice
 from timm_miil.losses import DistillationLoss, MultiLabelDistillationLoss
-from timm_miil.tasks._with_teacher import WithTeacher, check_answer
+from timm_miil.tasks._with_teacher import WithTeacher, check_answer, check_averages
 from timm_miil.tasks.multi_label import MultiLabelTask
 from timm_miil.tasks.single_label import SingleLabelTask
 from timm_miil.tasks.teacher import Teacher
@@ -71,11 +71,7 @@ class SupervisedDistillationTask(WithTeacher, SingleLabelTask):
             device: torch.device | None = None,
     ) -> None:
         super().__init__(model, criterion, soft_targets=soft_targets, device=device)
-        reduction = getattr(self.criterion, 'reduction', 'mean')
-        if reduction not in ('mean', 'batchmean'):
-            raise ValueError(
-                f'criterion must average over the batch, as the divergence does, got reduction {reduction!r}; make it '
-                f"with reduction='mean'.")
+        check_averages(self.criterion)
         self.hold_teacher(teacher, task_loss_weight=task_loss_weight, distill_loss_weight=distill_loss_weight)
         self.distillation = DistillationLoss(temperature)
 
