@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from timm_miil import catalog
 from timm_miil._errors import CheckpointError
+from timm_miil._timm import update_model_args
+from timm_miil.heads import SemanticEmbeddingHead
+from timm_miil.heads.text import TEXT_DIM
 from timm_miil.models._fit import create_published, fit_published
 from timm_miil.models._loading import unwrap
 
@@ -115,9 +118,15 @@ class BottleneckTResNet(TResNet):
 class SDLTResNet(TResNet):
     """A TResNet that maps a picture to several rows in word-vector space by one linear layer without a bias.
 
+    Without a label set the output is these rows, (B, num_classes); with one, the scores (B, K) of its labels, and
+    `num_classes` is K. A saved folder gives the network without the label set: word vectors are the caller's.
+
     Args:
         layers: Blocks of each stage.
-        num_classes: Rows times the length of a word vector; 0 for pooled features.
+        num_classes: Rows times the length of a word vector; 0 for pooled features. A number that is no such product
+            makes a plain linear classifier.
+        text_dim: Length of a word vector.
+        num_rows: Rows a picture, whatever number of labels num_classes has been since; None for what num_classes says.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
         **kwargs: Passed to timm's TResNet.
@@ -127,18 +136,55 @@ class SDLTResNet(TResNet):
             self,
             layers: list[int],
             num_classes: int = 2100,
+            text_dim: int = TEXT_DIM,
+            num_rows: int | None = None,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
             **kwargs: Any,
     ) -> None:
         super().__init__(layers, num_classes=0, device=device, dtype=dtype, **kwargs)
-        self.embedding = self._new_embedding(num_classes, device, dtype)
-        self.num_classes = num_classes
+        self.text_dim = text_dim
+        self.num_classes = num_rows * text_dim if num_rows and num_classes else num_classes
+        self.embedding = self._new_embedding(self.num_classes, device, dtype)
 
     def _new_embedding(self, num_classes: int, device: Any, dtype: Any) -> nn.Module:
         if num_classes == 0:
             return nn.Identity()
-        return nn.Linear(self.num_features, num_classes, bias=False, device=device, dtype=dtype)
+        if num_classes % self.text_dim:
+            return nn.Linear(self.num_features, num_classes, bias=False, device=device, dtype=dtype)
+        return SemanticEmbeddingHead(
+            self.num_features, self.text_dim, num_classes // self.text_dim, device=device, dtype=dtype)
+
+    @torch.jit.ignore
+    def set_queries(self, embeddings: Tensor) -> None:
+        """Choose the label set by its word vectors, of the source that the weights were trained with.
+
+        Args:
+            embeddings: One row a label, shape (K, text_dim), any floating dtype and device.
+
+        Raises:
+            TypeError: If embeddings is not a tensor of a floating dtype, or the network ends in a plain classifier.
+            ValueError: If the shape is another, or a value is not finite.
+        """
+        head = self._semantic_head()
+        head.set_queries(embeddings)
+        self.num_classes = head.num_classes
+        update_model_args(self, num_rows=head.num_rows)  # so that a saved folder fits its file
+
+    @torch.jit.ignore
+    def embed(self, x: Tensor) -> Tensor:
+        """The rows (B, text_dim * num_rows) of pictures, whatever the label set is; the loss takes them.
+
+        Raises:
+            TypeError: If the network ends in a plain classifier.
+        """
+        return self._semantic_head().embed(self.head(self.forward_features(x)))
+
+    def _semantic_head(self) -> SemanticEmbeddingHead:
+        if not isinstance(self.embedding, SemanticEmbeddingHead):
+            raise TypeError(
+                f'num_classes must be a multiple of text_dim={self.text_dim} for a label set, got {self.num_classes}.')
+        return self.embedding
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -156,9 +202,10 @@ class SDLTResNet(TResNet):
         weight = next(self.parameters())
         self.embedding = self._new_embedding(num_classes, weight.device, weight.dtype).train(self.training)
         self.num_classes = num_classes
+        update_model_args(self, num_rows=None)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The output (B, num_classes) of an unpooled map; pooled features with `pre_logits`."""
+        """Rows or scores of an unpooled map; pooled features with `pre_logits`."""
         x = self.head(x)
         return x if pre_logits else self.embedding(x)
 

@@ -11,16 +11,11 @@ from typing import Any
 
 import torch
 from timm.models import generate_default_cfgs, register_model, resolve_pretrained_cfg
-from torch import Tensor
 
 from timm_miil import catalog
-from timm_miil._checks import check_choice, shown
-from timm_miil._timm import update_model_args
 from timm_miil.heads import ZeroShotMLDecoder
-from timm_miil.heads.attach import POOLS
-from timm_miil.heads.text import embed_characters, note_equal
-from timm_miil.models._headed import HeadedClassifier, backbone_facts, create_headed, fit_stems, with_backbone_facts
-from timm_miil.models._loading import unwrap
+from timm_miil.models._headed import backbone_facts, with_backbone_facts
+from timm_miil.models._label_set import LabelSetClassifier, create_label_set
 
 __all__ = ['ZeroShotClassifier']
 
@@ -29,7 +24,7 @@ BACKBONE = 'resnet50'  # unless another is given
 SCENES_BACKBONE = 'resnet10t'
 
 
-class ZeroShotClassifier(HeadedClassifier):
+class ZeroShotClassifier(LabelSetClassifier):
     """A timm backbone whose classifier is a zero-shot ML-Decoder.
 
     `num_classes` is the number of labels of the current set, 0 when there is none. The label set is not among the
@@ -85,160 +80,18 @@ class ZeroShotClassifier(HeadedClassifier):
             backbone_args: Mapping[str, Any] | None = None,
             **backbone_kwargs: Any,
     ) -> None:
-        if labels is not None:
-            _check_kind(labels)
-        elif num_classes:
-            raise ValueError(
-                f'num_classes={num_classes} names no labels; pass labels=[...], or leave num_classes out and call '
-                f'set_labels(names) or set_queries(embeddings).')
-        if labels and num_classes and num_classes != len(labels):
-            raise ValueError(f'num_classes={num_classes} contradicts the {len(labels)} labels; leave num_classes out.')
         head = partial(
             _build_head, text_dim=text_dim, embed_dim=embed_dim, num_heads=num_heads, feedforward_dim=feedforward_dim,
             drop_rate=decoder_drop_rate, num_random_queries=num_random_queries, query_noise=query_noise)
-        has_head = num_classes != 0 or labels is not None and not labels  # see _note_labels
         super().__init__(
-            backbone, int(has_head), head, in_chans=in_chans, global_pool=global_pool,
+            backbone, head, labels, num_classes, text_dim, in_chans=in_chans, global_pool=global_pool,
             pretrained_backbone=pretrained_backbone, device=device, dtype=dtype, backbone_args=backbone_args,
             **backbone_kwargs)
-        self.has_head, self.num_classes = has_head, 0
-        self.text_dim = text_dim
-        self.labels: tuple[str, ...] | None = None
-        if labels and has_head:
-            self.set_labels(labels)
-
-    @torch.jit.ignore
-    def set_labels(self, labels: Sequence[str]) -> None:
-        """Choose the label set by name; the names are embedded by their characters, see `embed_characters`.
-
-        Of names that are embedded alike, such as 'cat' and 'Cat', a warning is logged.
-
-        Args:
-            labels: Names, in the order of the logits.
-
-        Raises:
-            TypeError: If labels is no list of names.
-            ValueError: If it is empty, or a name occurs twice or cannot be embedded.
-        """
-        _check_kind(labels)
-        if not labels or len(set(labels)) != len(labels):
-            raise ValueError(
-                f'labels must be one or more different names, got {len(set(labels))} different names among '
-                f'{len(labels)}.')
-        embeddings = embed_characters(labels, self.text_dim)
-        note_equal(labels, embeddings)
-        self.set_queries(embeddings)
-        self.labels = tuple(labels)
-        self._note_labels()
-
-    @torch.jit.ignore
-    def set_queries(self, embeddings: Tensor) -> None:
-        """Choose the label set by embeddings of any source; it has no names then.
-
-        Args:
-            embeddings: One row a label, shape (K, text_dim), any floating dtype and device.
-
-        Raises:
-            TypeError: If embeddings is not a tensor of a floating dtype.
-            ValueError: If the shape is another, or a value is not finite.
-        """
-        head: Any = self.head if self.has_head else self._new_head(1).train(self.training)
-        head.set_queries(embeddings)
-        self.head, self.has_head = head, True
-        self.num_classes, self.labels = len(embeddings), None
-        self._note_labels()
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Remove the head, or change the pooling, in place.
-
-        Args:
-            num_classes: 0 removes the head; the number of labels keeps it.
-            global_pool: New pooling, 'avg' or ''; None keeps it.
-
-        Raises:
-            ValueError: If num_classes is another number, or global_pool is unknown.
-        """
-        if num_classes not in (0, self.num_classes):
-            raise ValueError(
-                f'a zero-shot head takes labels, not a number of classes, got num_classes={num_classes}; call '
-                f'set_labels(names) or set_queries(embeddings).')
-        if num_classes == 0:
-            super().reset_classifier(0, global_pool)
-            self.has_head, self.labels = False, None
-            self._note_labels()
-        elif global_pool is not None:
-            check_choice(global_pool=global_pool, choices=POOLS)
-            self.global_pool = global_pool
-
-    def forward_head(self, x: Tensor | list[Tensor] | dict[str, Tensor], pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of unpooled features.
-
-        Args:
-            x: What `forward_features` gave.
-            pre_logits: Give the pooled features (B, num_features) instead, as a model without a head does.
-
-        Raises:
-            RuntimeError: If there is a head and no label set yet.
-        """
-        if pre_logits or not self.has_head:
-            return self._pool(x)
-        return self._classify(x)
-
-    def _note_labels(self) -> None:
-        """Keep timm's records of the model in step with the label set."""
-        # Empty labels stand for a head whose label set comes later, in a saved folder too.
-        update_model_args(self, labels=list(self.labels or ()) if self.has_head else None)
-        cfg: dict[str, Any] = getattr(self, 'pretrained_cfg', {})  # not there before timm's builder is done
-        cfg.update(num_classes=self.num_classes, label_names=self.labels, label_descriptions=None)
-
-
-def _check_kind(labels: Sequence[str]) -> None:
-    if isinstance(labels, str) or not isinstance(labels, Sequence):
-        raise TypeError(f'labels must be a list of names, got {type(labels).__name__} {shown(labels)}.')
 
 
 def _build_head(num_classes: int, **settings: Any) -> ZeroShotMLDecoder:
     """The head, which takes no number of classes."""
     return ZeroShotMLDecoder(**settings)
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: ZeroShotClassifier) -> dict[str, Tensor]:
-    """Bring a checkpoint to the model's names; no weight depends on the labels.
-
-    Args:
-        state_dict: What was read from the file, wrappers included.
-        model: The network to load into.
-
-    Raises:
-        CheckpointError: If anything is missing, unknown or of another shape.
-    """
-    state_dict = unwrap(state_dict)
-    model.pretrained_cfg['num_classes'] = model.num_classes  # timm drops the classifier when this differs
-    if not model.has_head:
-        state_dict = {key: tensor for key, tensor in state_dict.items() if not key.startswith('head.')}
-    return fit_stems(state_dict, model)
-
-
-def _create_zero_shot(
-        variant: str,
-        pretrained: bool,
-        *,
-        labels: Sequence[str] | None = None,
-        num_classes: int | None = None,
-        **kwargs: Any,
-) -> ZeroShotClassifier:
-    saved = kwargs.get('pretrained_model_args') or {}  # timm puts the arguments of a saved folder under the caller's
-    if saved.get('num_classes'):
-        if num_classes == 0:
-            labels = None
-        elif num_classes == saved['num_classes'] and labels != saved.get('labels'):
-            num_classes = None  # it belongs to the saved labels
-    model = create_headed(
-        ZeroShotClassifier, variant, pretrained, checkpoint_filter_fn, labels=labels, num_classes=num_classes, **kwargs)
-    if isinstance(model, ZeroShotClassifier):  # timm wraps it for features_only
-        model._note_labels()
-    return model
 
 
 def _default_cfgs() -> dict[str, Any]:
@@ -260,7 +113,7 @@ default_cfgs = generate_default_cfgs(_default_cfgs())
 def mldecoder_zero_shot(pretrained: bool = False, backbone: str = BACKBONE, **kwargs: Any) -> ZeroShotClassifier:
     """Zero-shot ML-Decoder on any timm model: `timm.create_model('mldecoder_zero_shot', backbone=..., labels=...)`."""
     kwargs = with_backbone_facts(kwargs, backbone, CLASSIFIER)
-    return _create_zero_shot('mldecoder_zero_shot', pretrained, backbone=backbone, **kwargs)
+    return create_label_set(ZeroShotClassifier, 'mldecoder_zero_shot', pretrained, backbone=backbone, **kwargs)
 
 
 @register_model
@@ -273,5 +126,5 @@ def mldecoder_zero_shot_scenes(
         name = 'mldecoder_zero_shot_scenes'
         cfg = resolve_pretrained_cfg(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
         labels = cfg.label_names
-    return _create_zero_shot(
-        'mldecoder_zero_shot_scenes', pretrained, backbone=SCENES_BACKBONE, labels=labels, **{**args, **kwargs})
+    return create_label_set(
+        ZeroShotClassifier, 'mldecoder_zero_shot_scenes', pretrained, backbone=SCENES_BACKBONE, labels=labels, **{**args, **kwargs})

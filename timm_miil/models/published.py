@@ -11,7 +11,7 @@ from typing import Any
 from timm.models import EdgeNeXt, Levit, MobileNetV3, TResNet, create_model
 from torch import Tensor, nn
 
-from timm_miil.models import _identify, miil_levit, miil_mobilenet, miil_tresnet, mldecoder, mldecoder_zero_shot
+from timm_miil.models import _identify, _label_set, miil_levit, miil_mobilenet, miil_tresnet, mldecoder
 from timm_miil.models._fit import fill_counters
 from timm_miil.models._loading import check_fit, unwrap
 
@@ -125,7 +125,7 @@ def _own_memory(tensor: Tensor, taken: set[int]) -> Tensor:
 Converter = Callable[[dict[str, Tensor], Any], dict[str, Tensor]]
 CONVERTERS: tuple[tuple[type[nn.Module], Converter], ...] = (
     (mldecoder.MLDecoderClassifier, mldecoder.checkpoint_filter_fn),
-    (mldecoder_zero_shot.ZeroShotClassifier, mldecoder_zero_shot.checkpoint_filter_fn),
+    (_label_set.LabelSetClassifier, _label_set.checkpoint_filter_fn),
     (TResNet, miil_tresnet.to_timm_names),
     (EdgeNeXt, _identify.edgenext_names),
     (Levit, lambda tensors, _: miil_levit.to_timm_names(tensors)),
