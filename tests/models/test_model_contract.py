@@ -19,23 +19,26 @@ SMALL_PX = 64
 FULL_PX_LIMIT = 640
 NUM_CLASSES = 42
 LEVELS = {'miil_levit_768': 3} | {name: 5 for name in NAMES if 'binas' in name or 'ofa' in name}  # of features_only
-ZERO_SHOT = timm.list_models(module='mldecoder_zero_shot')
-# These differ from another one in their numbers only.
-COPIES = (
-    'binas_b', 'binas_c', 'binas_d', 'binas_e', 'binas_f', 'tresnet_s', 'tresnet_l_bottleneck',
-    'tresnet_v2_l_slope1e6', 'resnet32x4')
-# Tracing the deepest networks takes minutes, and so does each of timm's blocks; they are built of the others' parts.
-DEEP = (
-    'tresnet_l', 'tresnet_v2_xl', 'tresnet_xl', 'tresnet_m_bottleneck', 'sdl_tresnet_m', 'binas_a', 'ofa_595m',
-    'levit_768')
-LEVIT_SIZES = dict(embed_dim=[48, 64, 80], key_dim=8, depth=[2, 1, 1], num_heads=[3, 4, 6])  # it has none of its own
+ZERO_SHOT = [name for module in ('miil_sdl', 'mldecoder_zero_shot') for name in timm.list_models(module=module)]
+# One of each module, or of each kind of network in it; the others are of the same parts and take minutes: slow.
+FAST = (
+    'mldecoder', 'mldecoder_scenes', 'mldecoder_zero_shot_scenes', 'multilabel_classifier', 'miil_levit_768',
+    'miil_sdl_scenes', 'miil_binas_a', 'miil_resnet8x4', 'miil_tresnet_m_bottleneck')
+DEEP = ('miil_binas_a', 'miil_levit_768', 'miil_tresnet_m_bottleneck')  # tracing these takes long: slow
+SMALL = {  # arguments of those that are large by default
+    'miil_levit_768': dict(embed_dim=[48, 64, 80], key_dim=8, depth=[2, 1, 1], num_heads=[3, 4, 6]),
+    'mldecoder': dict(backbone='test_vit', embed_dim=32, feedforward_dim=32),
+    'miil_tresnet_m_bottleneck': dict(layers=[1, 1, 2, 1], width_factor=0.5),
+    'multilabel_classifier': dict(backbone='test_mambaout'),
+}
 
 
-def slow_if(names):
-    return [pytest.param(name, marks=pytest.mark.slow) if name.endswith(names) else name for name in NAMES]
+def slow_unless(names):
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
-traced = pytest.mark.parametrize('name', slow_if(DEEP + COPIES), indirect=True, scope='module')
+traced = pytest.mark.parametrize(
+    'name', slow_unless([name for name in FAST if name not in DEEP]), indirect=True, scope='module')
 
 
 def image_size(cfg, limit=SMALL_PX):
@@ -52,14 +55,14 @@ def classes(name, number=NUM_CLASSES):
 
 
 def sizes(name):
-    return LEVIT_SIZES if name == 'miil_levit_768' else {}
+    return SMALL.get(name, {})
 
 
 def meta_images(cfg, batch=2):
     return torch.empty(batch, *image_size(cfg, FULL_PX_LIMIT), device='meta')
 
 
-@pytest.fixture(scope='module', params=slow_if(COPIES))
+@pytest.fixture(scope='module', params=slow_unless(FAST))
 def name(request):
     return request.param
 
