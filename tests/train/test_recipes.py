@@ -34,6 +34,10 @@ TWINS = {
     'scenes_csl': {'loss', 'partial', 'prior'},
     'scenes_ignore': {'loss', 'partial'},
     'scenes_negative': {'loss', 'partial'},
+    'scenes_long_tail_asl': {'loss', 'partial', 'scenes'},
+    'scenes_long_tail_negative': {'loss', 'partial', 'scenes'},
+    'scenes_comic': {'balanced', 'loss', 'partial', 'scenes'},
+    'scenes_pu': {'loss', 'partial', 'positive_unlabeled', 'scenes'},
     'scenes_single_label': {'loss', 'scenes', 'task'},
     'scenes_zero_shot': {'epochs', 'model', 'scenes', 'task', 'unseen_labels'},
 }
@@ -86,7 +90,8 @@ def test_every_recipe_can_be_built(name, small, built):
     recipe = load_recipe(name)
     assert built(recipe).num_classes == len(NAMES)
     assert isinstance(build_loss(
-        recipe.loss, recipe.task, prior=torch.full((20,), 0.5), hierarchy=build_hierarchy(recipe, TREE)), nn.Module)
+        recipe.loss, recipe.task, prior=torch.full((20,), 0.5), class_counts=torch.ones(20),
+        hierarchy=build_hierarchy(recipe, TREE)), nn.Module)
     if recipe.prior is not None:
         assert isinstance(build_loss(recipe.prior.loss, recipe.task), nn.Module)
     optimizer = build_optimizer(recipe, small)
@@ -163,6 +168,20 @@ def test_partial_twins_differ_in_the_mode_alone(kind, mode):
 def test_a_twin_has_the_loss_of_the_papers_recipe(twin, paper):
     twin, paper = load_recipe(twin), load_recipe(paper)
     assert twin.loss == paper.loss and twin.prior.loss == paper.prior.loss
+
+
+@pytest.mark.parametrize(('name', 'other', 'changed'), [
+    ('scenes_comic', 'scenes_long_tail_asl', {'balanced', 'loss'}),
+    ('scenes_pu', 'scenes_long_tail_negative', {'loss', 'positive_unlabeled'})])
+def test_arms_of_a_long_tail_differ_in_the_method_alone(name, other, changed):
+    assert changes(load_recipe(name), load_recipe(other)) == changed
+
+
+def test_comic_weighs_by_counts_what_it_is_compared_with():
+    logits, targets = torch.linspace(-3, 3, 12).view(2, 6), torch.tensor([[1., 0, -1, 1, 0, -1]] * 2)
+    with_counts = build_loss(load_recipe('scenes_comic').loss, 'multi_label', class_counts=torch.full((6,), 9))
+    other = build_loss(load_recipe('scenes_long_tail_asl').loss, 'multi_label')
+    torch.testing.assert_close(with_counts(logits, targets.clamp(min=0)), other(logits, targets), rtol=1e-6, atol=0)
 
 
 def test_plain_losses_are_what_their_names_say():
