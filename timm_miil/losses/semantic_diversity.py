@@ -147,8 +147,9 @@ class SemanticDiversityLoss(nn.Module):
 
     Args:
         word_vectors: One row a class, shape (K, D), as it will meet targets (B, K); copied, not part of the state
-            dict.
-        num_rows: Vectors a picture; 2 in the published COCO script, 7 in the published NUS-WIDE model.
+            dict. None for words that come with each batch.
+        num_rows: Vectors a picture; 2 in the published COCO script, 7 in the published NUS-WIDE model. None for as many
+            as the embedding is times longer than a word.
         diversity_weight: Weight of the picture's own variance; None for the loss without it.
         reduction: 'mean' over the batch, 'sum', or 'none'.
 
@@ -157,33 +158,53 @@ class SemanticDiversityLoss(nn.Module):
         ValueError: If word_vectors are not of shape (K, D), or a setting is out of range.
     """
 
-    word_vectors: Tensor
+    word_vectors: Tensor | None
 
     def __init__(
             self,
-            word_vectors: Tensor,
-            num_rows: int,
+            word_vectors: Tensor | None = None,
+            num_rows: int | None = None,
             diversity_weight: float | None = 0.3,
             reduction: str = 'mean',
     ) -> None:
         super().__init__()
-        _check_settings(num_rows, diversity_weight, reduction)
-        _check_word_vectors(word_vectors)
+        _check_settings(1 if num_rows is None else num_rows, diversity_weight, reduction)
         self.num_rows = num_rows
         self.diversity_weight = diversity_weight
         self.reduction = reduction
-        self.register_buffer('word_vectors', word_vectors.detach().clone(), persistent=False)
+        if word_vectors is not None:
+            _check_word_vectors(word_vectors)
+            word_vectors = word_vectors.detach().clone()
+        self.register_buffer('word_vectors', word_vectors, persistent=False)
 
-    def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
-        """Loss of embeddings (B, D * num_rows) against targets (B, K)."""
+    def forward(self, embedding: Tensor, targets: Tensor, word_vectors: Tensor | None = None) -> Tensor:
+        """Loss of embeddings (B, D * num_rows) against targets (B, K).
+
+        Args:
+            embedding: As of `semantic_diversity_loss`.
+            targets: As of `semantic_diversity_loss`.
+            word_vectors: One row a class, shape (K, D), in place of the loss's own.
+
+        Raises:
+            ValueError: If there are no word vectors, or the shapes do not fit.
+        """
+        words = self.word_vectors if word_vectors is None else word_vectors
+        if words is None:
+            raise ValueError(
+                'word_vectors must be given, of shape (K, D), to the loss or with each batch; got neither.')
+        num_rows = self.num_rows
+        if num_rows is None:
+            _check_word_vectors(words)
+            num_rows = max(embedding.shape[-1] // words.shape[1], 1)
         return semantic_diversity_loss(
-            embedding, targets, self.word_vectors, num_rows=self.num_rows, diversity_weight=self.diversity_weight,
+            embedding, targets, words, num_rows=num_rows, diversity_weight=self.diversity_weight,
             reduction=self.reduction)
 
     def extra_repr(self) -> str:
         """The settings, for `print(module)`."""
+        shape = None if self.word_vectors is None else tuple(self.word_vectors.shape)
         return (
-            f'word_vectors={tuple(self.word_vectors.shape)}, num_rows={self.num_rows}, '
+            f'word_vectors={shape}, num_rows={self.num_rows}, '
             f'diversity_weight={self.diversity_weight}, reduction={self.reduction!r}')
 
 

@@ -192,7 +192,7 @@ def create_label_set(
             labels = None
         elif num_classes == saved['num_classes'] and labels != saved.get('labels'):
             num_classes = None  # it belongs to the saved labels
-    elif labels and saved.get('labels') == []:
+    elif labels is not None and saved.get('labels') == []:
         num_classes = None  # of a head that had no labels yet
     model = create_headed(
         model_class, variant, pretrained, checkpoint_filter_fn, labels=labels, num_classes=num_classes, **kwargs)

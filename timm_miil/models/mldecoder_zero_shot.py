@@ -127,4 +127,5 @@ def mldecoder_zero_shot_scenes(
         cfg = resolve_pretrained_cfg(name, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
         labels = cfg.label_names
     return create_label_set(
-        ZeroShotClassifier, 'mldecoder_zero_shot_scenes', pretrained, backbone=SCENES_BACKBONE, labels=labels, **{**args, **kwargs})
+        ZeroShotClassifier, 'mldecoder_zero_shot_scenes', pretrained, backbone=SCENES_BACKBONE, labels=labels,
+        **{**args, **kwargs})

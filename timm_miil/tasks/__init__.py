@@ -9,6 +9,7 @@ from timm_miil.tasks.label_injection import LabelInjectionTask
 from timm_miil.tasks.multi_label import MultiLabelTask
 from timm_miil.tasks.positive_unlabeled import PositiveUnlabeledTask
 from timm_miil.tasks.self_supervised import SimSiam, SimSiamTask
+from timm_miil.tasks.semantic_diversity import SemanticDiversityTask
 from timm_miil.tasks.semantic_pretrain import SemanticPretrainTask
 from timm_miil.tasks.single_label import SingleLabelTask
 from timm_miil.tasks.teacher import Teacher, teacher_fingerprint
@@ -19,8 +20,8 @@ from timm_miil.tasks.zero_shot import ZeroShotTask
 __all__ = [
     'ClassifierSharingTask', 'ComicModel', 'ComicTask', 'DualHead', 'DualHeadTask', 'LabelAugmentation',
     'LabelAugmentationTask', 'LabelInjectionTask', 'MultiLabelDistillationTask', 'MultiLabelTask', 'NUM_TRANSFORMS',
-    'PositiveUnlabeledTask', 'SemanticPretrainTask', 'SharedHeadModel', 'SharingModel', 'SimSiam', 'SimSiamTask',
-    'SingleLabelTask', 'SupervisedDistillationTask', 'Teacher', 'TeacherCache', 'TrainingModel', 'TrainingModelTask',
-    'ZeroShotTask', 'aggregate_logits', 'fit_dual_head', 'freeze_head', 'joint_cross_entropy', 'kept_network',
-    'teacher_fingerprint', 'transform_images',
+    'PositiveUnlabeledTask', 'SemanticDiversityTask', 'SemanticPretrainTask', 'SharedHeadModel', 'SharingModel',
+    'SimSiam', 'SimSiamTask', 'SingleLabelTask', 'SupervisedDistillationTask', 'Teacher', 'TeacherCache',
+    'TrainingModel', 'TrainingModelTask', 'ZeroShotTask', 'aggregate_logits', 'fit_dual_head', 'freeze_head',
+    'joint_cross_entropy', 'kept_network', 'teacher_fingerprint', 'transform_images',
 ]

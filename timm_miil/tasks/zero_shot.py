@@ -3,12 +3,14 @@
 Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", arXiv:2111.12933, section on zero-shot
 learning: train on the seen labels, then exchange the queries. No deviations.
 """
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_miil.tasks.multi_label import MultiLabelTask
+from timm_miil.tasks.training_model import kept_network
 
 __all__ = ['ZeroShotTask']
 
@@ -46,9 +48,9 @@ class ZeroShotTask(MultiLabelTask):
             threshold: float = 0.5,
             device: torch.device | None = None,
     ) -> None:
-        if not hasattr(unwrap_model(model), 'set_queries'):
+        if not hasattr(kept_network(model), 'set_queries'):
             raise TypeError(
-                f'model must have set_queries(embeddings), got {type(unwrap_model(model)).__name__}; create it by '
+                f'model must have set_queries(embeddings), got {type(kept_network(model)).__name__}; create it by '
                 f"timm.create_model('mldecoder_zero_shot', backbone=...), or train it by MultiLabelTask.")
         super().__init__(model, criterion, threshold=threshold, device=device)
 
@@ -64,15 +66,21 @@ class ZeroShotTask(MultiLabelTask):
             ValueError: If the shape is not (K, E), with the model's E and K at least 1.
         """
         for is_ema in (False, True)[:1 + self.has_ema()]:
-            unwrap_model(self.get_trainable_module(ema=is_ema)).set_queries(embeddings)
+            network: Any = kept_network(self.get_trainable_module(ema=is_ema))
+            network.set_queries(embeddings)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Loss and logits of a batch, as the class says."""
-        num_labels: int = unwrap_model(self.trainable_module).num_classes
+        network: Any = kept_network(self.trainable_module)
+        num_labels: int = network.num_classes
+        self._check_target(target, num_labels)
+        output = self.trainable_module(input)
+        loss = self.criterion(output, F.pad(target, (0, output.shape[1] - num_labels)))
+        return {'loss': loss, 'output': output[:, :num_labels]}
+
+    @staticmethod
+    def _check_target(target: Tensor, num_labels: int) -> None:
         if target.ndim != 2 or target.shape[1] != num_labels or not target.is_floating_point():
             raise ValueError(
                 f'target must be float of shape (B, {num_labels}), one column a label that is set, got {target.dtype} '
                 f'{tuple(target.shape)}; for other labels call set_queries(embeddings) first.')
-        output = self.trainable_module(input)
-        loss = self.criterion(output, F.pad(target, (0, output.shape[1] - num_labels)))
-        return {'loss': loss, 'output': output[:, :num_labels]}
