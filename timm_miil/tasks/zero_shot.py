@@ -66,7 +66,8 @@ class ZeroShotTask(MultiLabelTask):
             ValueError: If the shape is not (K, E), with the model's E and K at least 1.
         """
         for is_ema in (False, True)[:1 + self.has_ema()]:
-            network: Any = kept_network(self.get_trainable_module(ema=is_ema))
+            module: Any = self.get_trainable_module(ema=is_ema)
+            network: Any = kept_network(module)
             network.set_queries(embeddings)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:

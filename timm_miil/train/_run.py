@@ -13,7 +13,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_miil._errors import TrainingError, TrainingInterrupted
-from timm_miil.data import ImageStream
+from timm_miil.data import ImageStream, LabelledImages
 from timm_miil.losses import LabelPriorEstimator
 from timm_miil.tasks import kept_network
 from timm_miil.train._failures import has_spoilt_weights, not_finite
@@ -24,6 +24,7 @@ from timm_miil.train._output import RunFolder
 from timm_miil.train._scoring import Scored, Scorer
 from timm_miil.train._state import get_random_state, seed_process, set_random_state
 from timm_miil.train._task_parts import Prepared
+from timm_miil.train._zero_shot import measure_label_sets
 from timm_miil.train.build import (
     build_loss, build_mixup, build_model, build_optimizer, build_scheduler, build_task, build_train_loader,
     check_unknown)
@@ -152,10 +153,11 @@ class Run:
             model = self.best_model()
             scored = self.best_scored or self._score(model, self.val_loader)
             model.to(memory_format=torch.contiguous_format)
-            test, unseen = self._test(model)
+            found = self._test(model)
         result = TrainResult(
-            model, self.splits.label_names, tuple(self.records), self.best_epoch, test, unseen, self.recipe,
-            self.splits, scored.logits, scored.targets, self.host.is_main)
+            model, self.splits.label_names, tuple(self.records), self.best_epoch, found.get('seen', {}),
+            found.get('unseen', {}), self.recipe, self.splits, scored.logits, scored.targets, self.host.is_main,
+            found.get('generalised', {}))
         if self.folder is not None:
             folder = self.folder
             self.host.on_main(lambda: folder.write_summary(result))
@@ -315,24 +317,19 @@ class Run:
         self.host.match_weights(model)
         return model
 
-    def _test(self, model: Any) -> tuple[dict[str, float], dict[str, float]]:
+    def _test(self, model: Any) -> dict[str, dict[str, float]]:
         """Figures on the test pictures over the labels that were learnt and, if it can tell them, unseen ones."""
-        source = self.splits.test
+        source, labels = self.splits.test, self.splits.label_names
         if source is None:
-            return {}, {}
+            return {}
 
-        def figures(labels: Sequence[str]) -> dict[str, float]:
-            is_own = self.recipe.verification is not None or tuple(labels) == source.label_names
-            own = source if is_own else source.with_labels(labels)  # type: ignore
-            return self.scorer.figures(self._score(model, self.scorer.loader(own)))
+        def figures(images: LabelledImages | ImageStream) -> dict[str, float]:
+            return self.scorer.figures(self._score(model, self.scorer.loader(images)))
 
-        seen = figures(self.splits.label_names)
-        if self.recipe.task != 'zero_shot' or not self.recipe.unseen_labels:
-            return seen, {}
-        model.set_labels(self.recipe.unseen_labels)
-        unseen = figures(self.recipe.unseen_labels)
-        model.set_labels(self.splits.label_names)
-        return seen, unseen
+        if self.recipe.task == 'zero_shot' and self.splits.unseen_labels and isinstance(source, LabelledImages):
+            return measure_label_sets(model, self.recipe, source, labels, self.splits.unseen_labels, figures)
+        is_own = self.recipe.verification is not None or labels == source.label_names
+        return {'seen': figures(source if is_own else source.with_labels(labels))}  # type: ignore[union-attr]
 
     # ---- saving
 

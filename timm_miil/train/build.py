@@ -22,9 +22,10 @@ from timm_miil.losses import (
     ASL_PRESETS, AsymmetricLossSingleLabel, SemanticHierarchy, SemanticSoftmaxLoss, create_loss)
 from timm_miil.tasks import (
     MultiLabelDistillationTask, MultiLabelTask, SemanticPretrainTask, SimSiam, SimSiamTask, SingleLabelTask,
-    SupervisedDistillationTask, Teacher, ZeroShotTask)
+    SupervisedDistillationTask, Teacher)
 from timm_miil.train._loaders import EpochLoader, Share, StreamLoader, StreamPictures, TrainLoader, WorkerLoader
 from timm_miil.train._task_parts import TaskParts
+from timm_miil.train._zero_shot import build_zero_shot_task, label_args, set_words
 from timm_miil.train.methods import build_method_task
 from timm_miil.train.recipe import LossSettings, Recipe
 from timm_miil.train.splits import with_labels
@@ -44,7 +45,7 @@ SINGLE_LABEL_LOSSES = SOFT_LOSSES | {'asymmetric_single_label'}
 SEMANTIC_LOSSES = frozenset({'semantic_softmax'})
 LOSSES_OF_TASK = MappingProxyType({
     'self_supervised': frozenset({'simsiam'}), 'semantic': SEMANTIC_LOSSES, 'single_label': SINGLE_LABEL_LOSSES,
-    'verification': frozenset({'cross_entropy'})})
+    'verification': frozenset({'cross_entropy'}), 'zero_shot': MULTI_LABEL_LOSSES | {'semantic_diversity'}})
 # Where nothing is mixed these get indices: they smooth those, and no distributions.
 INDEX_LOSSES = (AsymmetricLossSingleLabel, BinaryCrossEntropy, LabelSmoothingCrossEntropy)
 # What the network's own configuration becomes where pictures are resized to its input whatever their shape is.
@@ -84,7 +85,7 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
     elif recipe.task == 'self_supervised':
         classes = {'num_classes': 0}
     elif recipe.task == 'zero_shot':
-        classes = {'labels': list(label_names)}
+        classes = label_args(recipe, label_names)
     args = dict(recipe.model.args)
     # The model carries it to evaluation and into the saved folder.
     overlay: dict[str, Any] = {**AS_TRAINED, **SQUISH} if recipe.augment.name == 'paper' else {}
@@ -114,6 +115,8 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
             f'model.args.checkpoint_path must be weights of {recipe.model.name} with {len(label_names)} classes, got '
             f'{args["checkpoint_path"]!r}: {cut(str(error)).rstrip(".")}; those of other classes are taken from a '
             f'model folder (model.name = "local-dir:FOLDER", model.pretrained = true).') from error
+    if recipe.task == 'zero_shot' and not label_args(recipe, label_names):
+        set_words(model, recipe, label_names)
     return model
 
 
@@ -360,7 +363,9 @@ def _plain_task(parts: TaskParts) -> ClassificationTask:
         return SemanticPretrainTask(model, cast(SemanticSoftmaxLoss, criterion), device=device)
     if recipe.task == 'single_label':
         return SingleLabelTask(model, criterion, soft_targets=parts.is_soft, device=device)
-    return (ZeroShotTask if recipe.task == 'zero_shot' else MultiLabelTask)(model, criterion, device=device)
+    if recipe.task == 'zero_shot':
+        return build_zero_shot_task(parts)
+    return MultiLabelTask(model, criterion, device=device)
 
 
 def _mixup_settings(recipe: Recipe) -> dict[str, Any]:

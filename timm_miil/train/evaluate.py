@@ -15,6 +15,7 @@ from timm_miil.metrics import MultilabelAveragePrecision, multilabel_f1, output_
 from timm_miil.train._tally import Tally
 from timm_miil.train._verification import measure_pairs
 from timm_miil.train._verification_settings import VerificationSettings
+from timm_miil.train._zero_shot import retrieval_figures
 from timm_miil.train.build import build_eval_loader
 
 __all__ = ['METRIC_OF_TASK', 'evaluate', 'measure', 'score_batches']
@@ -128,11 +129,11 @@ def measure(
     Returns:
         For 'single_label', 'top1', 'top5' (percent of pictures) and 'loss' (cross-entropy). For 'semantic' also
         'semantic_top1', the semantic accuracy of `timm_miil.metrics`, in percent. For 'self_supervised', 'output_std',
-        see `timm_miil.metrics.output_std`. For 'verification', 'tar' and
-        'tar_at_<rate>', percent of the pairs of one identity that are accepted at the false accept rates. Else 'map'
-        (mean average precision; where all labels are known a class without positives counts 0, else only classes with known
-        positives and negatives count), 'micro_f1' and 'macro_f1' at probability 0.5, in percent, and 'loss' (binary
-        cross-entropy of a known label).
+        see `timm_miil.metrics.output_std`. For 'verification', 'tar' and 'tar_at_<rate>', percent of the pairs of one
+        identity that are accepted at the false accept rates. Else 'map' (mean average precision; where all labels are
+        known a class without positives counts 0, else only classes with known positives and negatives count),
+        'micro_f1' and 'macro_f1' at probability 0.5, in percent, and 'loss' (binary cross-entropy of a known label);
+        for 'zero_shot' also 'retrieval_map', 'f1_at_3' and 'f1_at_5', percent, of the pictures that show a label.
 
     Raises:
         ValueError: If the task is unknown or asks for a tree, or a score is NaN.
@@ -158,7 +159,8 @@ def measure(
     f1 = multilabel_f1(logits.cpu(), targets.cpu(), threshold=0.0)
     mean = precision.mean if known < targets.numel() else precision.mean_with_zeros
     figures = {'map': mean, 'micro_f1': f1.overall_f1, 'macro_f1': f1.class_f1}
-    return {**{name: 100.0 * value for name, value in figures.items()}, 'loss': total / max(known, 1)}
+    found = {**{name: 100.0 * value for name, value in figures.items()}, 'loss': total / max(known, 1)}
+    return found | retrieval_figures(logits, targets) if task == 'zero_shot' else found
 
 
 def _check_task(task: str, hierarchy: SemanticHierarchy | None) -> None:

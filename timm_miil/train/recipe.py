@@ -21,12 +21,13 @@ from timm_miil.train._sharing_settings import SharingSettings
 from timm_miil.train._teacher_settings import TeacherSettings
 from timm_miil.train._toml import as_table, is_text, parse_value, read_settings, write_toml
 from timm_miil.train._verification_settings import VerificationSettings
+from timm_miil.train._zero_shot_settings import ZeroShotSettings
 
 __all__ = [
     'AugmentSettings', 'BalancedSettings', 'DataSettings', 'DualHeadSettings', 'InjectionSettings',
     'LabelAugmentationSettings', 'LossSettings', 'ModelSettings', 'OptimizerSettings', 'PaperSettings',
     'PartialSettings', 'PositiveUnlabeledSettings', 'PriorSettings', 'Recipe', 'ScheduleSettings', 'SharingSettings',
-    'TeacherSettings', 'VerificationSettings', 'list_recipes', 'load_recipe',
+    'TeacherSettings', 'VerificationSettings', 'ZeroShotSettings', 'list_recipes', 'load_recipe',
 ]
 
 TASKS = ('multi_label', 'self_supervised', 'semantic', 'single_label', 'verification', 'zero_shot')
@@ -82,6 +83,7 @@ class Recipe:
         positive_unlabeled: What labels of which only some that are present are known need.
         injection: A self-supervised start that labels are injected into.
         verification: Embeddings of identities.
+        zero_shot: Where the task 'zero_shot' has its words from; None for the characters of the names.
         scenes: The pictures to make where no data set is given; None for a recipe that needs one.
         tree_scenes: The same, of one label each, with a tree over the labels.
         identities: The same, faces for the task 'verification'. Of these three there is one at most.
@@ -125,6 +127,7 @@ class Recipe:
     positive_unlabeled: PositiveUnlabeledSettings | None = None
     injection: InjectionSettings | None = None
     verification: VerificationSettings | None = None
+    zero_shot: ZeroShotSettings | None = None
     scenes: SceneConfig | None = None
     tree_scenes: TreeSceneConfig | None = None
     identities: IdentityConfig | None = None
@@ -156,6 +159,8 @@ class Recipe:
                 f'one of {", ".join(METHODS)} may be given, got {" and ".join(methods)}; leave the others out.')
         for name in methods:
             getattr(self, name).check(self)
+        if self.zero_shot is not None:
+            self.zero_shot.check(self)
         if self.partial is not None and self.partial.scheme == 'labelled_per_class' and self.dual_head is None:
             raise ValueError(
                 "partial.scheme 'labelled_per_class' needs the table dual_head, by which a teacher teaches pictures "

@@ -92,6 +92,7 @@ class TrainResult:
             scores of one label a picture were counted instead.
         val_targets: What they show, int8 (N, C), likewise.
         is_main_process: Whether this process is the one to write and to print.
+        generalised_metrics: Like `unseen_metrics`, over `label_names` and the labels that were held out together.
     """
     model: nn.Module
     label_names: tuple[str, ...]
@@ -104,6 +105,7 @@ class TrainResult:
     val_logits: Tensor | None
     val_targets: Tensor | None
     is_main_process: bool = True
+    generalised_metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def val_metrics(self) -> Mapping[str, float]:
@@ -132,12 +134,14 @@ class TrainResult:
 
     def to_json(self) -> str:
         """The numbers, without the model; what is nan is null."""
-        figures = [self.val_metrics, self.test_metrics, self.unseen_metrics, *(each.as_row() for each in self.epochs)]
-        val, test, unseen, *epochs = (
+        figures = [
+            self.val_metrics, self.test_metrics, self.unseen_metrics, self.generalised_metrics,
+            *(each.as_row() for each in self.epochs)]
+        val, test, unseen, generalised, *epochs = (
             {name: None if math.isnan(value) else value for name, value in row.items()} for row in figures)
         return json.dumps({
             'metric': self.metric, 'best_epoch': self.best_epoch, 'val': val, 'test': test, 'unseen': unseen,
-            'epochs': epochs}, allow_nan=False)
+            'generalised': generalised, 'epochs': epochs}, allow_nan=False)
 
 
 def epochs_as_csv(records: tuple[EpochRecord, ...]) -> str:

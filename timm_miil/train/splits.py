@@ -18,6 +18,7 @@ from timm_miil.data import (
     with_ancestors)
 from timm_miil.data.records import UnreadPicture, UnreadStream
 from timm_miil.train._verification_settings import check_pairs
+from timm_miil.train._zero_shot_settings import ZeroShotSettings
 from timm_miil.train.recipe import DataSettings, PartialSettings, Recipe
 
 __all__ = ['Splits', 'forget_labels', 'hold_out', 'prepare_splits', 'read_splits', 'with_labels']
@@ -39,11 +40,13 @@ class Splits:
         test: To test once.
         tree: The tree over the labels, or the file of it, which is read where a task asks for it; its classes are
             matched to the labels by name.
+        unseen_labels: Labels that were held out of training and validation.
     """
     train: LabelledImages | ImageStream
     val: LabelledImages | ImageStream
     test: LabelledImages | ImageStream | None = None
     tree: ClassTree | Path | None = None
+    unseen_labels: tuple[str, ...] = ()
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -103,16 +106,17 @@ def read_splits(
     return _with_ancestors(splits) if settings.ancestors else splits
 
 
-def hold_out(splits: Splits, unseen_labels: Sequence[str]) -> Splits:
-    """Splits for zero-shot recognition: nothing is learnt from a picture that shows an unseen label.
+def hold_out(splits: Splits, unseen_labels: Sequence[str], *, keep_pictures: bool = False) -> Splits:
+    """Splits for zero-shot recognition: nothing of an unseen label is learnt.
 
     Args:
         splits: Pictures of all labels.
         unseen_labels: Labels to hold out.
+        keep_pictures: Whether pictures that show one stay, without that label; else they are left out.
 
     Returns:
-        Training and validation without the pictures that show an unseen label, and without the columns of those labels.
-        The test keeps all pictures and all labels.
+        Training and validation without the columns of these labels and, unless they are kept, without the pictures that
+        show one. The test keeps all pictures and all labels.
 
     Raises:
         ValueError: If a label is unknown or given twice, no label, training or validation picture is left, or the
@@ -127,14 +131,15 @@ def hold_out(splits: Splits, unseen_labels: Sequence[str]) -> Splits:
     for split, source in {'train': splits.train, 'val': splits.val}.items():
         images = _readable(source, 'unseen_labels are given, and')
         shows = (images.with_labels(unseen_labels).targets == 1).any(1)
-        rows = (~shows).nonzero().squeeze(1)
+        rows = (~shows | keep_pictures).nonzero().squeeze(1)
         seen = [label for label in images.label_names if label not in unseen_labels]
         kept[split] = images.select(rows).with_labels(seen)
         if 0 in kept[split].labels.shape:
             raise ValueError(
                 f'unseen_labels must leave pictures and labels, got {len(unseen_labels)} of {len(images.label_names)} '
                 f'labels, which leave {len(rows)} pictures in {split}; hold out fewer labels.')
-    return dataclasses.replace(splits, train=kept['train'], val=kept['val'])
+    return dataclasses.replace(
+        splits, train=kept['train'], val=kept['val'], unseen_labels=tuple(unseen_labels))
 
 
 def forget_labels(images: _Images, settings: PartialSettings, *, seed: int) -> _Images:
@@ -179,8 +184,9 @@ def prepare_splits(recipe: Recipe, data: str | Path | Splits) -> Splits:
         raise ValueError(
             f'the labels of train and val must be equal, in the same order, got {len(splits.train.label_names)} and '
             f'{len(splits.val.label_names)}, {_difference(splits.val.label_names, splits.train.label_names)}.')
-    if recipe.unseen_labels:
-        splits = hold_out(splits, recipe.unseen_labels)
+    zero_shot = recipe.zero_shot or ZeroShotSettings()
+    if unseen := recipe.unseen_labels or zero_shot.unseen_labels():
+        splits = hold_out(splits, unseen, keep_pictures=zero_shot.keep_pictures)
     if recipe.partial is not None:
         train = forget_labels(_readable(splits.train, 'partial is given, and'), recipe.partial, seed=recipe.seed)
         if not bool((train.targets != -1).any()):
