@@ -185,7 +185,8 @@ def test_thresholds_mean_independent_classes_unless_said_otherwise(tmp_path):
     (dict(thresholds=[0.5] * 4, problem_type='single_label_classification'), ValueError,
      r"^thresholds are for independent classes, got problem_type 'single_label_classification'\.$"),
     (dict(problem_type='foo'), ValueError,
-     r"^problem_type must be one of 'multi_label_classification', 'single_label_classification', got 'foo'\.$"),
+     r"^problem_type must be one of 'multi_label_classification', 'single_label_classification', 'embedding', got "
+     r"'foo'\.$"),
 ])
 def test_wrong_ones_are_refused_before_anything_is_written(options, error, words, tmp_path):
     with pytest.raises(error, match=words):

@@ -12,24 +12,27 @@ from typing import Any
 from tqdm import tqdm
 
 from timm_miil.data import (
-    ImageStream, LabelledImages, SceneConfig, TreeSceneConfig, make_scenes, make_tree_scenes)
+    IdentityConfig, ImageStream, LabelledImages, SceneConfig, TreeSceneConfig, make_identities, make_scenes,
+    make_tree_scenes)
 from timm_miil.heads import MLDecoder, ZeroShotMLDecoder
 from timm_miil.hub import CardFacts, CardMetric, render_card
+from timm_miil.hub.card import ProblemType
 from timm_miil.train import EpochRecord, Recipe, Splits, StepRecord, TrainResult, train
 from timm_miil.train.evaluate import METRIC_OF_TASK
 
 __all__ = [
-    'DEFAULT_LICENCE', 'METRIC_WORDS', 'SCENES', 'SCENES_LICENCE', 'TREE_SCENES', 'check_licence', 'counts_line',
-    'make_pictures', 'num_pictures', 'render_run_card', 'train_with_progress',
+    'DEFAULT_LICENCE', 'METRIC_WORDS', 'SCENES', 'SCENES_LICENCE', 'check_licence', 'counts_line', 'describe_made',
+    'make_pictures', 'num_pictures', 'problem_type', 'render_run_card', 'train_with_progress',
 ]
 
 METRIC_WORDS: Mapping[str, str] = MappingProxyType({
-    'map': 'mAP', 'top1': 'top-1', 'semantic_top1': 'semantic top-1'})
+    'map': 'mAP', 'top1': 'top-1', 'semantic_top1': 'semantic top-1', 'tar': 'TAR'})
 # The word of the Hub for a licence that nobody stated.
 DEFAULT_LICENCE = 'unknown'
 SCENES_LICENCE = 'apache-2.0'
 SCENES = 'Scenes of handwritten digits (timm_miil.data.scenes)'
 TREE_SCENES = 'Tree scenes of handwritten digits (timm_miil.data.tree_scenes)'
+IDENTITIES = 'Made-up faces (timm_miil.data.identities)'
 
 _LICENCE = re.compile(r'[a-z0-9][a-z0-9.+-]*')
 # The catalogue's names of figures.
@@ -50,14 +53,23 @@ def check_licence(licence: str) -> str:
     return licence.lower()
 
 
-def make_pictures(directory: Path, config: SceneConfig | TreeSceneConfig) -> Path:
-    """`make_scenes` or `make_tree_scenes` with a progress bar."""
+def describe_made(config: SceneConfig | TreeSceneConfig | IdentityConfig | None) -> tuple[str, str]:
+    """What such pictures are called, for people and by one word."""
+    if isinstance(config, IdentityConfig):
+        return IDENTITIES, 'identities'
+    return TREE_SCENES if isinstance(config, TreeSceneConfig) else SCENES, 'scenes'
+
+
+def make_pictures(directory: Path, config: SceneConfig | TreeSceneConfig | IdentityConfig) -> Path:
+    """`make_scenes`, `make_tree_scenes` or `make_identities` with a progress bar."""
     with tqdm(desc='making pictures', unit='', disable=None, leave=False) as bar:
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
         if isinstance(config, TreeSceneConfig):
             return make_tree_scenes(directory, config, on_progress=show)
+        if isinstance(config, IdentityConfig):
+            return make_identities(directory, config, on_progress=show)
         return make_scenes(directory, config, on_progress=show)
 
 
@@ -134,7 +146,7 @@ def render_run_card(
     metrics = [
         CardMetric(_CARD_METRICS[name], round(figures[name], 2), split)
         for split, figures in (('test', result.test_metrics), ('val', result.val_metrics)) for name in names
-        if math.isfinite(figures.get(name, math.nan))]
+        if name in _CARD_METRICS and math.isfinite(figures.get(name, math.nan))]
     if math.isfinite(result.unseen_metrics.get('map', math.nan)):
         metrics.append(CardMetric('unseen_mAP', round(result.unseen_metrics['map'], 2), 'test'))
     return render_card(CardFacts(
@@ -147,13 +159,29 @@ def render_run_card(
         input_size=tuple(model.pretrained_cfg['input_size']),
         dataset=dataset,
         dataset_id=dataset_id,
-        label_names=result.label_names,
+        label_names=() if result.recipe.embeds else result.label_names,
         metrics=metrics,
-        training=' '.join([training, *_lessons(result.recipe)]),
+        training=' '.join([training, *_lessons(result.recipe), *_rates(result)]),
         papers=_papers(result),
-        problem_type=(
-            'single_label_classification' if result.recipe.is_exclusive else 'multi_label_classification'),
+        problem_type=problem_type(result.recipe),
     ))
+
+
+def problem_type(recipe: Recipe) -> ProblemType:
+    """What its networks are for."""
+    if recipe.embeds:
+        return 'embedding'
+    return 'single_label_classification' if recipe.is_exclusive else 'multi_label_classification'
+
+
+def _rates(result: TrainResult) -> Iterator[str]:
+    """What was measured of pairs, a sentence each."""
+    settings = result.recipe.verification
+    for split, figures in (('test', result.test_metrics), ('val', result.val_metrics)):
+        if settings is not None and math.isfinite(figures.get('tar', math.nan)):
+            yield (
+                f'Of the pairs of {split} pictures of one identity {figures["tar"]:.2f} % are accepted where '
+                f'{settings.far:g} % of the pairs of two are.')
 
 
 def _lessons(recipe: Recipe) -> Iterator[str]:

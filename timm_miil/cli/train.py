@@ -14,8 +14,8 @@ from timm_miil._extras import require
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import columns, printable
 from timm_miil.cli._training import (
-    DEFAULT_LICENCE, METRIC_WORDS, SCENES, SCENES_LICENCE, TREE_SCENES, check_licence, counts_line, make_pictures,
-    num_pictures, render_run_card, train_with_progress)
+    DEFAULT_LICENCE, METRIC_WORDS, SCENES_LICENCE, check_licence, counts_line, describe_made, make_pictures,
+    num_pictures, problem_type, render_run_card, train_with_progress)
 from timm_miil.data import LabelledImages, has_split
 from timm_miil._locks import locked
 from timm_miil.hub import check_model_folder, save_model_folder
@@ -164,7 +164,7 @@ def run(ns: argparse.Namespace) -> int:
     require('matplotlib')
 
     data = ns.data_dir or _make_scenes(recipe, name, output)
-    splits = read_splits(data, recipe.data, seed=recipe.seed)
+    splits = read_splits(data, recipe.data, seed=recipe.seed, own_labels=recipe.verification is not None)
     head = f'{printable(data)}: {counts_line(splits)}'
     if ns.data_dir and not recipe.model.pretrained and not recipe.model.args.get('pretrained_backbone'):
         head += f'\nthe weights of {recipe.model.name} start at random; --pretrained starts from those that it has'
@@ -178,9 +178,8 @@ def run(ns: argparse.Namespace) -> int:
         return 0
     print(_score(result))
     _save(result, output, data, licence, Path(ns.recipe).name, changes)
-    print('now try')
-    for command in _next_commands(recipe, output / 'model', data):
-        print(f'  {command}')
+    commands = _next_commands(recipe, output / 'model', data)
+    print(''.join(f'{line}\n' for line in ('now try', *(f'  {command}' for command in commands)) if commands), end='')
     return 0
 
 
@@ -233,6 +232,9 @@ def _make_scenes(recipe: Recipe, name: str, output: Path) -> Path:
 def _score(result: TrainResult) -> str:
     figures, split = (result.test_metrics, 'test') if result.test_metrics else (result.val_metrics, 'val')
     words = f'{split} {METRIC_WORDS[result.metric]} {figures[result.metric]:.2f}'
+    if (settings := result.recipe.verification) is not None:
+        others = (f'{figures[f"tar_at_{far:g}"]:.2f} at {far:g} %' for far in settings.fars)
+        words = ', '.join([f'{words} at FAR {settings.far:g} %', *others]) + ','
     if result.unseen_metrics:
         words += f', of labels never trained on {result.unseen_metrics["map"]:.2f},'
     return f'{words} with the weights of epoch {result.best_epoch}'
@@ -243,7 +245,7 @@ def _save(
     """Write the model's folder and the report of a recipe, given by its name or its file's, and tell."""
     recipe, splits, name = result.recipe, result.splits, Path(given).stem
     is_made = data == output / 'scenes'
-    made = SCENES if recipe.scenes is not None else TREE_SCENES
+    made, made_id = describe_made(recipe.made_pictures)
     dataset = made if is_made else printable(data.resolve().name)
     counts = (
         f'{num_pictures(splits.train)} pictures to train on, {num_pictures(splits.val)} to choose the epoch by and '
@@ -251,20 +253,22 @@ def _save(
     command = shlex.join([
         'timm-miil', 'train', given, *([] if is_made else ['--data-dir', dataset]),
         *(['--set', *(f'{key}={value}' for key, value in changes.items())] if changes else [])])
-    exclusive, model = recipe.is_exclusive, result.model.cpu()
-    tuned = {} if exclusive else tuned_settings(output / 'model', model)
+    kind, model = problem_type(recipe), result.model.cpu()
+    tuned = tuned_settings(output / 'model', model) if kind == 'multi_label_classification' else {}
     folder = save_model_folder(
-        model, output / 'model', label_names=result.label_names, **tuned,
-        problem_type='single_label_classification' if exclusive else 'multi_label_classification',
+        model, output / 'model', label_names=() if recipe.embeds else result.label_names, **tuned, problem_type=kind,
         card=render_run_card(
             result, licence=licence, dataset=dataset,
-            dataset_id='scenes' if is_made else re.sub(r'[^a-z0-9]+', '-', dataset.lower()).strip('-') or 'data',
+            dataset_id=made_id if is_made else re.sub(r'[^a-z0-9]+', '-', dataset.lower()).strip('-') or 'data',
             summary=f'{recipe.summary} Trained on {dataset}: {counts}.',
             training=f'Recipe `{name}`; the weights are of epoch {result.best_epoch} of {len(result.epochs)}. '
                      f'The command `{command}` trains it again.'))
     print(f'{printable(folder)}: {", ".join(sorted(path.name for path in folder.iterdir()))}')
     if tuned:
         print(f'{printable(folder / "config.json")}: {" and ".join(tuned)} of these very weights are kept')
+    if recipe.embeds:
+        print('no report.html: it is of labels, and this model gives embeddings')
+        return
     if result.val_logits is None or result.val_targets is None:
         print('no report.html: so many scores of so many pictures are counted and not kept')
         return
@@ -277,7 +281,7 @@ def _save(
             **({} if recipe.teacher is None else {'teacher': recipe.teacher.name}), 'data': dataset,
             'pictures': counts, 'score': _score(result), 'command': command,
             'shown here': f'the {len(result.val_targets)} pictures to choose the epoch by'},
-        activation='softmax' if exclusive else 'sigmoid')
+        activation='softmax' if recipe.is_exclusive else 'sigmoid')
     print(f'{printable(output / "report.html")}: curves, labels, mistakes')
 
 
@@ -297,7 +301,7 @@ def _next_commands(recipe: Recipe, folder: Path, data: Path) -> list[str]:
     def has(split: str) -> bool:
         return has_split(data, split, recipe.data.format, **options)
 
-    commands = [['predict', 'PICTURES', '--model', str(folder)]]
+    commands = [] if recipe.embeds else [['predict', 'PICTURES', '--model', str(folder)]]
     for verb, split in (('validate', recipe.data.test or 'test'), ('tune', recipe.data.val)):
         if has(split) and (verb != 'tune' or recipe.task == 'multi_label'):
             commands.append([verb, str(folder), *words, '--split', split])

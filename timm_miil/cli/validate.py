@@ -10,9 +10,12 @@ from timm_miil._atomic import write_file
 from timm_miil._errors import CheckpointError
 from timm_miil._extras import require
 from timm_miil.cli._data import add_data_arguments, few, open_data, running
+from timm_miil.cli._pairs import run_pairs
 from timm_miil.cli._text import columns, printable
 from timm_miil.data import TREE_FILE, ClassTree, LabelledImages, read_class_tree, read_label_set, read_word_vectors
 from timm_miil.inference import ACTIVATIONS, Validation, validate, write_report
+from timm_miil.inference.load import is_embedding
+from timm_miil.inference.pairs import FARS
 from timm_miil.losses import SemanticHierarchy
 from timm_miil.metrics import semantic_accuracy
 
@@ -39,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--threshold', type=float, help="least confidence of a prediction (default: the model's own, else 0.5)")
     parser.add_argument(
+        '--fars', type=float, nargs='+', metavar='PERCENT',
+        help='of a model of embeddings: false accept rates (default: '
+             f'{" ".join(f"{100 * far:g}" for far in FARS)})')
+    parser.add_argument(
         '--results-file', type=Path, metavar='FILE', help='write all numbers to .json, or those of the classes to .csv')
     parser.add_argument(
         '--report', type=Path, metavar='FILE.html', help='write a page with plots and mistakes (pip extra `train`)')
@@ -48,6 +55,10 @@ def run(ns: argparse.Namespace) -> int:
     """Measure the model; 1 if some pictures could not be used."""
     _check_targets(ns)
     source = open_data(ns)
+    if is_embedding(ns.model):
+        return run_pairs(ns, source)
+    if ns.fars:
+        raise ValueError('--fars are for a model of embeddings, got one of labels; leave them out.')
     labels = read_label_set(ns.labels, ns.data_dir)
     tree = _read_tree(ns, source.label_names)
     embeddings = read_word_vectors(ns.embeddings, source.label_names) if ns.embeddings else None

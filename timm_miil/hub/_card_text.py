@@ -9,7 +9,7 @@ from timm_miil._checks import cut
 
 __all__ = [
     'GAPS', 'as_code', 'as_text', 'assemble', 'code_spans', 'embedding_code', 'is_sealed', 'loading_code',
-    'prediction_code', 'quoted_gaps',
+    'prediction_code', 'quoted_gaps', 'vector_code',
 ]
 
 LABEL_CHARS = 80
@@ -97,6 +97,14 @@ def embedding_code(source: str, *, is_ours: bool) -> str:
     return loading_code(source, is_ours=is_ours) + '''\
     features = model.forward_features(transform(picture).unsqueeze(0))
     embedding = model.forward_head(features, pre_logits=True)[0]
+print(embedding.shape)
+'''
+
+
+def vector_code(source: str, *, is_ours: bool) -> str:
+    """Python that turns a picture into the vector that a network of embeddings gives."""
+    return loading_code(source, is_ours=is_ours) + '''\
+    embedding = model(transform(picture).unsqueeze(0))[0]
 print(embedding.shape)
 '''
 

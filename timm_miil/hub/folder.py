@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -22,7 +22,7 @@ from timm_miil.models.download import sha256_of
 
 __all__ = ['check_model_folder', 'save_model_folder', 'tuned_settings', 'write_model_folder']
 
-PROBLEM_TYPES: tuple[ProblemType, ...] = ('multi_label_classification', 'single_label_classification')
+PROBLEM_TYPES: tuple[ProblemType, ...] = ('multi_label_classification', 'single_label_classification', 'embedding')
 FILES = frozenset({'config.json', 'model.safetensors', CARD_FILE})
 
 
@@ -44,9 +44,10 @@ def save_model_folder(
     Args:
         model: A model made by `timm.create_model`; its preprocessing is taken from its pretrained configuration.
         directory: Folder to write.
-        label_names: One name a class, in the order of the logits.
+        label_names: One name a class, in the order of the logits; none of a network that embeds pictures.
         card: Text of README.md: a YAML head and Markdown, see `render_card`.
-        problem_type: Whether the classes are independent or exclusive; noted in config.json.
+        problem_type: Whether the classes are independent or exclusive, or the network embeds pictures; noted in
+            config.json.
         thresholds: Least confidence of each class, in [0, 1], for `timm-miil predict`; noted in config.json, where timm
             passes over it. None leaves it out.
         temperatures: What the logits of each class are divided by before the sigmoid, in [0.01, 100]; likewise.
@@ -64,22 +65,21 @@ def save_model_folder(
     """
     check_choice(problem_type=problem_type, choices=PROBLEM_TYPES)
     directory = Path(directory)
-    if len(label_names) != model.num_classes or len(set(label_names)) != len(label_names):
+    num_classes = int(cast(int, model.num_classes))
+    num_names = 0 if problem_type == 'embedding' else num_classes
+    if len(label_names) != num_names or len(set(label_names)) != len(label_names):
         raise ValueError(
             f'label_names must have one name a class, each once, got {len(set(label_names))} different names among '
-            f'{len(label_names)} for {model.num_classes} classes.')
-    check_class_settings(num_classes=int(model.num_classes), thresholds=thresholds, temperatures=temperatures)
+            f'{len(label_names)} for {num_names} classes.')
+    check_class_settings(num_classes=num_classes, thresholds=thresholds, temperatures=temperatures)
     calibration = {
         name: [float(value) for value in values]
         for name, values in (('thresholds', thresholds), ('temperatures', temperatures)) if values is not None}
     if calibration and problem_type != 'multi_label_classification':
         raise ValueError(f'{" and ".join(calibration)} are for independent classes, got problem_type {problem_type!r}.')
-    write_model_folder(model, directory, card=card, config={
-        'label_names': list(label_names),
-        'label_descriptions': {name: name for name in label_names},
-        'problem_type': problem_type,
-        **calibration,
-    })
+    names = {} if problem_type == 'embedding' else {
+        'label_names': list(label_names), 'label_descriptions': {name: name for name in label_names}}
+    write_model_folder(model, directory, card=card, config={**names, 'problem_type': problem_type, **calibration})
     return directory
 
 

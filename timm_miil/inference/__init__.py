@@ -6,6 +6,7 @@ from timm_miil.inference.explain import Explainer, explain, find_classes
 from timm_miil.inference.images import IMAGE_SUFFIXES, find_images, load_image
 from timm_miil.inference.load import ACTIVATIONS, DEFAULT_ZERO_SHOT_MODEL, OutputConfig, load_model
 from timm_miil.inference.overlay import draw_overlay, save_overlay
+from timm_miil.inference.pairs import PairValidation, validate_pairs
 from timm_miil.inference.predict import BATCH_SIZE, DEFAULT_MODEL, Prediction, Tag, Tagger
 from timm_miil.inference.reliability import draw_reliability
 from timm_miil.inference.report import write_report
@@ -14,7 +15,8 @@ from timm_miil.inference.validate import ClassResult, Validation, validate
 
 __all__ = [
     'ACTIVATIONS', 'BATCH_SIZE', 'Calibration', 'ClassResult', 'DEFAULT_MODEL', 'DEFAULT_ZERO_SHOT_MODEL', 'Explainer',
-    'IMAGE_SUFFIXES', 'METHODS', 'OutputConfig', 'Prediction', 'Tag', 'Tagger', 'Tuning', 'Validation', 'calibrate',
-    'class_maps', 'collect_logits', 'draw_overlay', 'draw_reliability', 'draw_tags', 'explain', 'find_classes',
-    'find_images', 'load_image', 'load_model', 'save_overlay', 'save_tagged', 'tune_folder', 'validate', 'write_report',
+    'IMAGE_SUFFIXES', 'METHODS', 'OutputConfig', 'PairValidation', 'Prediction', 'Tag', 'Tagger', 'Tuning',
+    'Validation', 'calibrate', 'class_maps', 'collect_logits', 'draw_overlay', 'draw_reliability', 'draw_tags',
+    'explain', 'find_classes', 'find_images', 'load_image', 'load_model', 'save_overlay', 'save_tagged', 'tune_folder',
+    'validate', 'validate_pairs', 'write_report',
 ]

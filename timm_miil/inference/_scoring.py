@@ -29,7 +29,7 @@ class Scores:
 
     Attributes:
         logits: Of the chosen classes, shape (N, C), float32, in host memory.
-        targets: Labels of the same classes, shape (N, C), int8.
+        targets: Of the chosen labels, shape (N, L), int8.
         rows: Which picture of the source each is, shape (N,), int64; None for a stream.
         broken: Why other pictures are missing, one line each.
         images_per_second: Pictures over the time of everything.
@@ -62,8 +62,8 @@ def collect_scores(
     Args:
         tagger: The model with its preprocessing.
         source: The pictures.
-        names: Labels of the source to take, C of them.
-        columns: The model's class for each.
+        names: Labels of the source to take, L of them.
+        columns: Classes of the model to take, C of them: one for each label, unless it embeds.
         batch_size: Pictures in one pass.
         workers: Processes that read pictures; 0 reads them in this one.
         amp_dtype: Half precision that the model may compute in; None for its own.
@@ -79,7 +79,7 @@ def collect_scores(
     total = source.num_images if isinstance(source, ImageStream) else len(source)
     loader = _build_loader(source, names, tagger.transform, batch_size, workers)
     logits = torch.empty(total, len(columns))
-    targets = torch.empty(total, len(columns), dtype=torch.int8)
+    targets = torch.empty(total, len(names), dtype=torch.int8)
     rows = torch.empty(0 if is_stream else total, dtype=torch.int64)
     chosen = None if tuple(columns) == tuple(range(len(tagger.label_names))) else torch.tensor(columns)
     broken: list[str] = []

@@ -22,7 +22,7 @@ from timm_miil.models.saved_config import CONFIG_FILE, read_config
 
 __all__ = [
     'ACTIVATIONS', 'DEFAULT_ZERO_SHOT_MODEL', 'Activation', 'OutputConfig', 'check_label_names', 'default_activation',
-    'find_label_names', 'input_like', 'load_model', 'set_labels', 'uncompiled',
+    'find_label_names', 'input_like', 'is_embedding', 'load_model', 'set_labels', 'uncompiled',
 ]
 
 Activation = Literal['sigmoid', 'softmax']
@@ -36,6 +36,7 @@ _CONFIG_KEYS: dict[str, dict[str, Activation]] = {
     'activation': {'sigmoid': 'sigmoid', 'softmax': 'softmax'},
     'problem_type': {'multi_label_classification': 'sigmoid', 'single_label_classification': 'softmax'},
 }
+EMBEDDING = 'embedding'  # a problem type without activation
 METRIC_ACTIVATIONS: dict[str, Activation] = {
     'mAP': 'sigmoid', 'unseen_mAP': 'sigmoid', 'top1': 'softmax', 'semantic_top1': 'softmax'}
 # Names that are identifiers (WordNet synsets, Freebase ids): people read their description.
@@ -53,11 +54,20 @@ class OutputConfig:
         thresholds: The field `thresholds`: least confidence of each class, in [0, 1]; None if it has none.
         temperatures: The field `temperatures`: what the logits of each class are divided by, in [0.01, 100]; None if it
             has none.
+        embeds: Whether `problem_type` is 'embedding': the outputs are a vector that describes the picture.
     """
 
     activation: Activation | None = None
     thresholds: tuple[float, ...] | None = None
     temperatures: tuple[float, ...] | None = None
+    embeds: bool = False
+
+    def check_classes(self, name: str) -> None:
+        """Raise PredictionError if the model of that name has no classes."""
+        if self.embeds:
+            raise PredictionError(
+                f'the model {name!r} gives embeddings, and no labels; how well they tell identities is measured by '
+                f'`timm-miil validate` and `timm_miil.inference.validate_pairs`.')
 
 
 def load_model(name: str) -> tuple[nn.Module, OutputConfig]:
@@ -95,10 +105,22 @@ def load_model(name: str) -> tuple[nn.Module, OutputConfig]:
             f'cannot load model {name!r}: it was built for {built_for} classes and its weights are for '
             f'{shown(trained_for)}; correct its {CONFIG_FILE}.')
     try:
-        return model, _read_output(config, activation, built_for)
+        embeds = config.get('problem_type') == EMBEDDING
+        return model, dataclasses.replace(_read_output(config, activation, built_for), embeds=embeds)
     except (TypeError, ValueError) as error:
         raise PredictionError(
             f'cannot load model {name!r}: {str(error).removesuffix(".")}; correct its {CONFIG_FILE}.') from error
+
+
+def is_embedding(name: str) -> bool:
+    """Whether the `config.json` of a model, named as for `load_model`, says that it embeds pictures.
+
+    One that cannot be read says nothing: False.
+    """
+    try:
+        return read_config(*parse_model_name(_with_source(name))).get('problem_type') == EMBEDDING
+    except Exception:  # what is wrong with it, `load_model` says
+        return False
 
 
 def default_activation(model: nn.Module) -> Activation:
@@ -237,7 +259,7 @@ def _check_registered(name: str) -> str:
 def _config_activation(config: Mapping[str, Any]) -> Activation | None:
     for key, meanings in _CONFIG_KEYS.items():
         value = config.get(key)
-        if value is not None:
+        if value is not None and (key, value) != ('problem_type', EMBEDDING):
             if not isinstance(value, str) or value not in meanings:
                 raise ValueError(
                     f'{key} in {CONFIG_FILE} must be one of {", ".join(map(repr, meanings))}, got {shown(value)}.')

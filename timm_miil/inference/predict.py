@@ -195,6 +195,7 @@ class Tagger:
         if name is None:
             name = DEFAULT_MODEL if labels is None else DEFAULT_ZERO_SHOT_MODEL
         model, config = load_model(name)
+        config.check_classes(name)
         own = {'thresholds': config.thresholds, 'temperatures': config.temperatures}
         unused = () if labels is None else tuple(key for key, values in own.items() if values is not None)
         activation = activation or config.activation

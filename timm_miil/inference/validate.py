@@ -21,7 +21,7 @@ from timm_miil.inference.load import Activation, OutputConfig, find_label_names,
 from timm_miil.inference.predict import BATCH_SIZE, SIGMOID_THRESHOLD, Tagger
 from timm_miil.metrics import F1, AveragePrecision
 
-__all__ = ['ClassResult', 'Validation', 'validate', 'validate_tagger']
+__all__ = ['ClassResult', 'Validation', 'check_run', 'validate', 'validate_tagger']
 
 AMP_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -196,8 +196,9 @@ def validate(
         ValueError: If labels do not match, a stream gives another number of pictures than it says, or a setting is out
             of range.
     """
-    _check_run(batch_size, workers, amp_dtype)      # before a long download
+    check_run(batch_size, workers, amp_dtype)      # before a long download
     module, config = load_model(model) if isinstance(model, str) else (model, OutputConfig())
+    config.check_classes(str(model))
     was_training = module.training
     try:
         tagger = _build_tagger(
@@ -222,7 +223,7 @@ def validate_tagger(
         on_batch: Callable[[int], None] | None = None,
 ) -> Validation:
     """Measure a model with its names, device, thresholds and temperatures; arguments and errors as of `validate`."""
-    _check_run(batch_size, workers, amp_dtype)
+    check_run(batch_size, workers, amp_dtype)
     matching = match_labels(
         tagger.label_names, source.label_names, identifiers=find_identifiers(tagger.model), common=common)
     scores = collect_scores(
@@ -241,7 +242,8 @@ def validate_tagger(
         model_images_per_second=scores.model_images_per_second)
 
 
-def _check_run(batch_size: int, workers: int, amp_dtype: torch.dtype | None) -> None:
+def check_run(batch_size: int, workers: int, amp_dtype: torch.dtype | None) -> None:
+    """Raise unless these are numbers and a precision to run with: TypeError for a kind, else ValueError."""
     check_positive(batch_size=batch_size)
     check_not_negative(workers=workers)
     if amp_dtype is not None and amp_dtype not in AMP_DTYPES:

@@ -80,8 +80,8 @@ class VerificationTask(WithTeacher, TrainingModelTask):
     over the batch; without a teacher it is the margin softmax.
 
     A batch of pictures (B, I, H, W) and float targets (B, K), a row of which is 1 at its identity and 0 elsewhere,
-    gives {'loss': scalar, 'output': embeddings (B, embed_dim)}; with a teacher also 'task_loss' and 'kd_loss', detached and
-    not weighted. What is saved, averaged for evaluation and measured is the network alone.
+    gives {'loss': scalar, 'output': embeddings (B, embed_dim)}; with a teacher also 'task_loss' and 'kd_loss', detached
+    and not weighted. What is saved, averaged for evaluation and measured is the network alone.
 
     Args:
         model: Network with the margin softmax.
