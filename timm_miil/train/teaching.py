@@ -88,7 +88,7 @@ def build_teacher(
         columns=None if network is not None or recipe.verification is not None else _columns(
             settings, model, label_names),
         image_size=settings.image_size or None, precision=PRECISIONS[settings.precision],
-        compiled=settings.torchcompile)
+        compiled=settings.torchcompile, shares_head=recipe.sharing is not None)
     if settings.cache:
         teacher.cache = TeacherCache(
             settings.cache, num_classes=len(label_names), topk=min(settings.cache_topk, len(label_names)),
