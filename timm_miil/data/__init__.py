@@ -5,7 +5,7 @@ from timm_miil.data.hierarchy import TREE_FILE, ClassTree, read_class_tree, with
 from timm_miil.data.identities import IdentityConfig, make_identities
 from timm_miil.data.images import IMAGE_SUFFIXES, decode_image, find_images, load_image
 from timm_miil.data.in21k import In21kReport, check_in21k, prepare_in21k
-from timm_miil.data.partial import fixed_per_class, positives_only, random_per_sample
+from timm_miil.data.partial import fixed_per_class, labelled_per_class, positives_only, random_per_sample
 from timm_miil.data.records import ImageStream, LabelledImages, MultiLabelDataset, MultiLabelRecords
 from timm_miil.data.robust_sampler import RobustQuerySampler, query_gains, robust_query_prob
 from timm_miil.data.scenes import SceneConfig, make_scenes
@@ -23,9 +23,9 @@ __all__ = [
     'IMAGE_SUFFIXES', 'TREE_FILE', 'ClassTree', 'IdentityConfig', 'ImageStream', 'In21kReport', 'Indices',
     'LabelStatistics', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'RobustQuerySampler', 'SceneConfig',
     'SparseTargets', 'TreeSceneConfig', 'check_in21k', 'create_paper_transform', 'decode_image', 'embed_text',
-    'find_format', 'find_images', 'fixed_per_class', 'has_split', 'index_shards', 'label_statistics', 'list_formats',
-    'list_splits', 'load_image', 'make_identities', 'make_scenes', 'make_tree_scenes', 'mix_seed', 'open_split',
-    'positives_only', 'prepare_in21k', 'query_gains', 'random_per_sample', 'read_class_tree', 'read_coco', 'read_hf',
-    'read_label_set', 'read_labels', 'read_shards', 'read_word_vectors', 'robust_query_prob', 'seeded',
-    'source_statistics', 'with_ancestors', 'write_class_tree', 'write_shards',
+    'find_format', 'find_images', 'fixed_per_class', 'has_split', 'index_shards', 'label_statistics',
+    'labelled_per_class', 'list_formats', 'list_splits', 'load_image', 'make_identities', 'make_scenes',
+    'make_tree_scenes', 'mix_seed', 'open_split', 'positives_only', 'prepare_in21k', 'query_gains', 'random_per_sample',
+    'read_class_tree', 'read_coco', 'read_hf', 'read_label_set', 'read_labels', 'read_shards', 'read_word_vectors',
+    'robust_query_prob', 'seeded', 'source_statistics', 'with_ancestors', 'write_class_tree', 'write_shards',
 ]

@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 DROPPING_SCHEMES = ('positives_only', 'random_per_sample')
-PARTIAL_SCHEMES = ('fixed_per_class', *DROPPING_SCHEMES)
+PARTIAL_SCHEMES = ('fixed_per_class', 'labelled_per_class', *DROPPING_SCHEMES)
 PRIOR_EPOCHS = ('last_epoch', 'all_epochs')
 AUGMENTS = ('crop', 'paper', 'timm')
 # Besides the losses of this package; `LossSettings` says what each is.
-PLAIN_LOSSES = ('bce', 'cross_entropy', 'focal')
+PLAIN_LOSSES = ('bce', 'cross_entropy', 'focal', 'simsiam')
 SCHEDULES = ('constant', 'cosine', 'multistep', 'onecycle', 'poly', 'step', 'tanh')
 
 # What training decides, or another setting of the recipe.
@@ -101,8 +101,10 @@ class PartialSettings:
     """Labels of the training pictures that are forgotten before training, as the partial-label paper simulates it.
 
     Args:
-        scheme: 'fixed_per_class' (FPC), 'positives_only' or 'random_per_sample' (RPS), see `timm_miil.data`.
-        num_per_class: For FPC, how many present and as many absent labels of a class are kept, at least 1.
+        scheme: 'fixed_per_class' (FPC), 'labelled_per_class', 'positives_only' or 'random_per_sample' (RPS), see
+            `timm_miil.data`.
+        num_per_class: For FPC, how many present and as many absent labels of a class are kept, for
+            'labelled_per_class', how many pictures of a class keep their label; at least 1.
         drop_prob: For RPS, the probability that a label is forgotten, in [0, 1]; for 'positives_only' that a present
             one is, where all absent ones are.
     """
@@ -130,7 +132,8 @@ class LossSettings:
         name: One of `timm_miil.losses.list_losses()` or
             'bce' (several labels: `AsymmetricLoss(**ASL_PRESETS['bce'])`; one label: `timm.loss.BinaryCrossEntropy`),
             'focal' (several labels: `AsymmetricLoss(**ASL_PRESETS['focal'])`),
-            'cross_entropy' (one label: timm's, with its label smoothing or soft targets).
+            'cross_entropy' (one label: timm's, with its label smoothing or soft targets),
+            'simsiam' (task 'self_supervised': `timm_miil.tasks.SimSiamTask`, with `proj_dim` and `pred_dim`).
             The task 'semantic' has 'semantic_softmax' alone.
         args: Keyword arguments of its constructor, over those of a preset. What follows from the data (a prior, counts,
             names) comes from training.
