@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from timm_miil.metrics import (
-    cka_redundancy, effective_rank, filter_diversity, layer_filter_diversity, mean_log_odds, nc1, participation_ratio)
+    cka_redundancy, effective_rank, filter_diversity, layer_filter_diversity, mean_log_odds, nc1, output_std,
+    participation_ratio)
 
 SPREADS = (effective_rank, participation_ratio)
 
@@ -138,6 +139,14 @@ def test_redundancy_from_its_kernels():
     assert cka_redundancy(3 * features) == pytest.approx(want.item())
 
 
+def test_outputs_that_collapse():
+    assert output_std(torch.logspace(-9, 9, 8).unsqueeze(1) * torch.tensor([3.0, -1.0])) == pytest.approx(0, abs=1e-7)
+    assert output_std(torch.cat([torch.eye(5), -torch.eye(5)])) == pytest.approx(1.0)
+    rows = nn.functional.normalize(draw(30, 6), dim=1)
+    assert output_std(5 * rows) == pytest.approx((6 ** 0.5 * rows.var(0, correction=0).sqrt().mean()).item())
+    assert 0.98 < output_std(draw(20_000, 4)) <= 1
+
+
 def test_collapse_from_its_formula():
     features, labels = draw(40, 5), torch.arange(40) % 3
     means = torch.stack([features[labels == label].mean(0) for label in range(3)])
@@ -158,7 +167,7 @@ def test_collapse_where_classes_differ_in_number():
 
 
 def test_bad_embeddings():
-    for measure in (*SPREADS, cka_redundancy, lambda features: nc1(features, torch.tensor([0, 1]))):
+    for measure in (*SPREADS, cka_redundancy, output_std, lambda features: nc1(features, torch.tensor([0, 1]))):
         with pytest.raises(TypeError, match='features must be a tensor, got list'):
             measure([[1.0]])
         with pytest.raises(TypeError, match='features must be floating-point'):
@@ -169,7 +178,7 @@ def test_bad_embeddings():
             measure(torch.ones(0, 3))
         with pytest.raises(ValueError, match='features must be finite'):
             measure(torch.tensor([[1.0, math.inf], [0.0, 1.0]]))
-    for measure in (*SPREADS, cka_redundancy):
+    for measure in (*SPREADS, cka_redundancy, output_std):
         with pytest.raises(ValueError, match='features must not all be zero'):
             measure(torch.zeros(2, 3))
     with pytest.raises(ValueError, match='two channels or more'):

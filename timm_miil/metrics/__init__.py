@@ -1,7 +1,8 @@
 """Measuring predictions, and fitting what turns scores into decisions."""
 from timm_miil.metrics.calibration import ReliabilityCurve, calibration_error, fit_temperatures, reliability_curve
 from timm_miil.metrics.diversity import (
-    cka_redundancy, effective_rank, filter_diversity, layer_filter_diversity, mean_log_odds, nc1, participation_ratio)
+    cka_redundancy, effective_rank, filter_diversity, layer_filter_diversity, mean_log_odds, nc1, output_std,
+    participation_ratio)
 from timm_miil.metrics.f1 import F1, MultilabelF1, multilabel_f1
 from timm_miil.metrics.multilabel import AveragePrecision, MultilabelAveragePrecision, multilabel_average_precision
 from timm_miil.metrics.retrieval import (
@@ -15,6 +16,6 @@ __all__ = [
     'ReliabilityCurve', 'Retrieval', 'SemanticAccuracy', 'TarAtFar', 'Thresholds', 'ZeroShotRetrieval',
     'best_thresholds', 'calibration_error', 'cka_redundancy', 'effective_rank', 'filter_diversity', 'find_thresholds',
     'fit_temperatures', 'layer_filter_diversity', 'mean_log_odds', 'multilabel_average_precision', 'multilabel_f1',
-    'multilabel_f1_at_k', 'nc1', 'pairwise_tar_at_far', 'participation_ratio', 'reliability_curve', 'semantic_accuracy',
-    'tar_at_far', 'zero_shot_retrieval',
+    'multilabel_f1_at_k', 'nc1', 'output_std', 'pairwise_tar_at_far', 'participation_ratio', 'reliability_curve',
+    'semantic_accuracy', 'tar_at_far', 'zero_shot_retrieval',
 ]

@@ -17,7 +17,7 @@ from timm_miil.metrics._batch import check_tensors
 
 __all__ = [
     'cka_redundancy', 'effective_rank', 'filter_diversity', 'layer_filter_diversity', 'mean_log_odds', 'nc1',
-    'participation_ratio',
+    'output_std', 'participation_ratio',
 ]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -154,6 +154,25 @@ def cka_redundancy(features: Tensor) -> float:
     if min(own) <= CONSTANT ** 2 * len(rows):
         return math.nan
     return float((first.T @ second).square().sum()) / (own[0] * own[1])
+
+
+def output_std(features: Tensor) -> float:
+    """Whether outputs collapse to one: the standard deviation of channels, of rows that are scaled to length 1.
+
+    Chen and He, "Exploring Simple Siamese Representation Learning", arXiv:2011.10566, Fig. 2, times the root of D.
+
+    Args:
+        features: As of `effective_rank`.
+
+    Returns:
+        The mean over the channels, in [0, 1]: 0 where all rows have one direction, 1 where directions are even.
+
+    Raises:
+        TypeError: As `effective_rank`.
+        ValueError: As `effective_rank`.
+    """
+    rows = _unit_rows(features)
+    return float(rows.std(0, correction=0).mean()) * math.sqrt(rows.shape[1])
 
 
 def nc1(features: Tensor, labels: Tensor) -> float:

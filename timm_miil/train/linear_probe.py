@@ -139,14 +139,15 @@ def _drawn(targets: Tensor, shots: int, seed: int) -> Tensor:
 
 
 def _one_label(features: Tensor, targets: Tensor, tested: Tensor, penalty: float) -> Tensor:
-    """Log-probabilities of the tested pictures, shape (N, C); classes that nothing was learnt of have none."""
+    """Scores of the tested pictures, shape (N, C); -inf for classes that nothing was learnt of."""
     label = targets.argmax(1)
     if len(label.unique()) < 2:
         raise ValueError('the training pictures must be of two classes or more, got one.')
     classifier = _logistic_regression(penalty).fit(features.numpy(), label.numpy())
+    found = torch.from_numpy(classifier.decision_function(tested.numpy()))
     scores = torch.full((len(tested), targets.shape[1]), -math.inf, dtype=torch.float64)
-    scores[:, torch.from_numpy(classifier.classes_)] = torch.from_numpy(
-        classifier.predict_log_proba(tested.numpy()))
+    # Of two classes there is one score, of the second over the first.
+    scores[:, torch.from_numpy(classifier.classes_)] = found if found.ndim == 2 else torch.stack([-found, found], 1)
     return scores
 
 
