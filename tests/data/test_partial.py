@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from timm_miil.data import fixed_per_class, positives_only, random_per_sample
+from timm_miil.data import fixed_per_class, labelled_per_class, positives_only, random_per_sample
 
 
 def draw(num_samples=400, num_classes=5):
@@ -62,6 +62,39 @@ def test_what_is_hidden_already_stays_hidden(simulate):
     targets = draw()
     targets[:, 3] = -1
     assert (simulate(targets)[:, 3] == -1).all()
+
+
+def one_label(num_samples=300):
+    return torch.eye(4, dtype=torch.int8)[torch.randint(4, (num_samples,), generator=torch.Generator().manual_seed(0))]
+
+
+def test_labelled_per_class_keeps_whole_pictures():
+    targets = one_label()
+    targets = torch.cat([targets, torch.zeros_like(targets[:, :1])], dim=1)  # a class that no picture shows
+    partial = labelled_per_class(targets, 7, seed=1)
+    is_labelled = (partial != -1).any(1)
+    assert torch.equal(partial[is_labelled], targets[is_labelled])
+    assert (partial[is_labelled] == 1).sum(0).tolist() == [7, 7, 7, 7, 0]
+    assert torch.equal(labelled_per_class(targets, 300, seed=1), targets)
+
+
+def test_labelled_per_class_by_a_seed():
+    targets, state = one_label(), torch.get_rng_state()
+    first = labelled_per_class(targets, 7, seed=3)
+    assert torch.equal(first, labelled_per_class(targets, 7, seed=3)) and torch.equal(targets, one_label())
+    assert not torch.equal(first, labelled_per_class(targets, 7, seed=4)) and first.dtype == torch.int8
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_labelled_per_class_is_for_one_label_a_picture():
+    targets = one_label()
+    targets[[5, 9]] = torch.tensor([1, 0, 1, 0], dtype=torch.int8)
+    with pytest.raises(ValueError, match=r'targets must have exactly one 1 a row, got 2 in row 5'):
+        labelled_per_class(targets, 7, seed=0)
+    with pytest.raises(ValueError, match=r'num_per_class must be at least 1, got 0'):
+        labelled_per_class(one_label(), 0, seed=0)
+    with pytest.raises(TypeError, match=r'signed dtype, to hold -1, got torch.uint8'):
+        labelled_per_class(one_label().to(torch.uint8), 7, seed=0)
 
 
 def test_refusals():

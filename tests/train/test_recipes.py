@@ -16,9 +16,12 @@ TREE = ClassTree(tuple(NAMES), (-1,) * 5 + tuple(range(5)) * 3)
 SCENES = [name for name in list_recipes() if name.startswith('scenes_')]
 # They have networks and settings of their own.
 TAUGHT = (
-    'scenes_no_teacher', 'scenes_no_teacher_multi_label', 'scenes_usi', 'scenes_usi_multi_label', 'scenes_usi_teacher')
+    'scenes_kd', 'scenes_no_teacher', 'scenes_no_teacher_multi_label', 'scenes_sharing_teacher', 'scenes_shkd',
+    'scenes_thkd', 'scenes_usi', 'scenes_usi_multi_label', 'scenes_usi_teacher')
+# They have parts beside the network.
+BESIDE = ('scenes_dhkd', 'scenes_dho', 'scenes_same_head', 'scenes_sla', 'scenes_sla_sd')
 # Pictures of one digit, of tree scenes.
-ONE_DIGIT = ('scenes_no_teacher', 'scenes_usi', 'scenes_usi_teacher')
+ONE_DIGIT = (*BESIDE, 'scenes_no_teacher', 'scenes_usi', 'scenes_usi_teacher')
 PAPERS = ('asl_', 'csl_', 'in21k_semantic', 'in21k_transfer', 'mldecoder_', 'usi_imagenet')
 SUMMARY_CHARS = 110
 
@@ -105,7 +108,7 @@ def test_every_recipe_can_be_built(name, small, built):
 
 
 def test_every_twin_is_known():
-    assert sorted((*TWINS, *TAUGHT)) == SCENES
+    assert sorted((*TWINS, *TAUGHT, *BESIDE)) == SCENES
 
 
 @pytest.mark.parametrize('name', TWINS)
