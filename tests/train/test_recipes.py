@@ -21,7 +21,9 @@ TAUGHT = (
 # They have parts beside the network.
 BESIDE = ('scenes_dhkd', 'scenes_dho', 'scenes_same_head', 'scenes_sla', 'scenes_sla_sd')
 # Pictures of one digit, of tree scenes.
-ONE_DIGIT = (*BESIDE, 'scenes_no_teacher', 'scenes_usi', 'scenes_usi_teacher')
+ONE_DIGIT = (
+    *BESIDE, 'scenes_kd', 'scenes_no_teacher', 'scenes_sharing_teacher', 'scenes_shkd', 'scenes_thkd', 'scenes_usi',
+    'scenes_usi_teacher')
 PAPERS = ('asl_', 'csl_', 'in21k_semantic', 'in21k_transfer', 'mldecoder_', 'usi_imagenet')
 SUMMARY_CHARS = 110
 
@@ -78,7 +80,7 @@ def built():
 def test_every_recipe_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.summary.endswith('.') and recipe.summary.count('. ') == 0 and len(recipe.summary) <= SUMMARY_CHARS
-    assert (recipe.made_pictures is not None) == name.startswith(('scenes_', 'tree_'))
+    assert (recipe.made_pictures is not None) == name.startswith(('identities_', 'scenes_', 'tree_'))
     assert (recipe.tree_scenes is not None) == (name in (*ONE_DIGIT, 'tree_flat', 'tree_semantic'))
     if name.startswith(PAPERS):
         assert recipe.paper is not None and catalog.paper(recipe.paper.id)
@@ -91,7 +93,8 @@ def test_every_recipe_says_what_it_is(name):
 @pytest.mark.parametrize('name', list_recipes())
 def test_every_recipe_can_be_built(name, small, built):
     recipe = load_recipe(name)
-    assert built(recipe).num_classes == len(NAMES)
+    embedding = recipe.verification
+    assert built(recipe).num_classes == (len(NAMES) if embedding is None else embedding.embed_dim)
     assert isinstance(build_loss(
         recipe.loss, recipe.task, prior=torch.full((20,), 0.5), class_counts=torch.ones(20),
         hierarchy=build_hierarchy(recipe, TREE)), nn.Module)
