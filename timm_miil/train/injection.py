@@ -91,6 +91,7 @@ def injected_amount(recipe: Recipe, num_pictures: int) -> float:
     schedule, total = build_scheduler(recipe, optimizer, steps), 0.0
     for done in range(1, recipe.num_epochs * steps + 1):
         total += optimizer.param_groups[0]['lr']
+        optimizer.step()  # torch's schedules warn where none is made
         schedule.step_update(done)
     return total
 
