@@ -13,7 +13,9 @@ from timm_miil._errors import RecipeError
 from timm_miil.losses import LabelPriorEstimator, save_label_prior
 from timm_miil.train._stages import Stages
 from timm_miil.train._task_parts import Prepared
+from timm_miil.train.injection import prepare_start
 from timm_miil.train.recipe import Recipe
+from timm_miil.train.sharing import prepare_teacher
 
 __all__ = ['estimate_prior', 'prepare', 'prior_recipe']
 
@@ -71,4 +73,6 @@ def prepare(recipe: Recipe, stages: Stages) -> Prepared:
     """
     if recipe.prior is not None:
         return Prepared(prior=estimate_prior(recipe, stages))
-    return Prepared()
+    if recipe.injection is not None:
+        return prepare_start(recipe, stages)
+    return prepare_teacher(recipe, stages)
