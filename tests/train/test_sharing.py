@@ -159,7 +159,7 @@ def test_a_student_aware_teacher_is_trained_first(tiny_recipe, one_label, tmp_pa
     assert not same_weights(alone.model, result.model)
 
 
-@pytest.mark.parametrize('steps', [6, 9], ids=['teacher', 'main'])
+@pytest.mark.parametrize('steps', [6, 11], ids=['teacher', 'main'])
 def test_three_trainings_go_on_from_wherever_they_were(tiny_recipe, one_label, tmp_path, steps, whole_run):
     recipe, whole = whole_run
     seen = []
