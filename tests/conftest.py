@@ -81,12 +81,22 @@ def fixtures_dir() -> Path:
     return CHECKOUT / 'tests' / 'fixtures'
 
 
+# A quickstart of few pictures; that of all of them is slow, see test_quickstart.py.
+FEW = dict(num_train=320, num_val=40, num_test=80)
+QUICKSTART = f'''
+import functools, sys
+from timm_miil.cli import main, quickstart
+quickstart.SceneConfig = functools.partial(quickstart.SceneConfig, **{FEW})
+sys.exit(main.main(['quickstart', '--epochs', '1', '--out', 'my out']))
+'''
+
+
 @pytest.fixture(scope='session')
 def short_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A quickstart of one epoch, its pictures the default ones: the folder it ran in, its name needs quotes."""
+    """A quickstart of one epoch on few pictures: the folder it ran in, its name needs quotes."""
     folder = tmp_path_factory.mktemp('quick start')
     done = subprocess.run(
-        [sys.executable, '-m', 'timm_miil.cli.main', 'quickstart', '--epochs', '1', '--out', 'my out'], cwd=folder,
+        [sys.executable, '-c', QUICKSTART], cwd=folder,
         stdin=subprocess.DEVNULL, capture_output=True, text=True,
         env=os.environ | {'PYTHONPATH': str(CHECKOUT), 'HF_HUB_OFFLINE': '1'})
     assert done.returncode == 0, done.stderr

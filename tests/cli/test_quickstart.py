@@ -3,6 +3,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def without_times(output):
 def test_it_prints_what_it_did(short_run):
     _, done = short_run
     want = [
-        r'my out/scenes: 3000 pictures to train on, 400 to validate, 800 to test; 30 labels',
+        r'my out/scenes: 320 pictures to train on, 40 to validate, 80 to test; 30 labels',
         r'epoch 1/1: loss \d+\.\d{3}, val mAP \d+\.\d\d, \d+ pictures/s',
         r'test mAP \d+\.\d\d with the weights of epoch 1',
         r'my out/model: README\.md, config\.json, model\.safetensors',
@@ -65,12 +66,15 @@ def test_the_commands_it_names_run(short_run, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     command = shlex.split(done.stdout.splitlines()[-1])
     assert command[0] == 'timm-miil' and main(command[1:]) == 0
-    assert len({line.split(',')[0] for line in Path('labels.csv').read_text().splitlines()}) == 801  # and the header
+    assert len({line.split(',')[0] for line in Path('labels.csv').read_text().splitlines()}) == 81  # and the header
 
 
 def test_again_it_uses_the_pictures_and_gives_the_same(short_run, monkeypatch, capsys):
     folder, done = short_run
     monkeypatch.chdir(folder)
+    few = {name: len(list((folder / 'my out' / 'scenes' / name[4:]).iterdir()))
+           for name in ('num_train', 'num_val', 'num_test')}
+    monkeypatch.setattr('timm_miil.cli.quickstart.SceneConfig', partial(SceneConfig, **few))
     picture, weights = (folder / 'my out' / name for name in ('scenes/train/000000.png', 'model/model.safetensors'))
     made, before = picture.stat().st_mtime_ns, weights.read_bytes()
     assert main(['quickstart', '--epochs', '1', '--out', 'my out']) == 0
@@ -95,7 +99,7 @@ def test_the_numbers_given_decide_pictures_and_training(short_run, tmp_path, mon
         'timm_miil.cli._training.make_scenes', lambda directory, config, **_: made.append(config) or scenes)
     monkeypatch.setattr('timm_miil.cli._training.train', stop)
     assert main(['quickstart', '--out', str(tmp_path / 'out'), *words]) == 2
-    assert made == [config, load_recipe('scenes_asl').override(changes), 3000, torch.device('cpu')]
+    assert made == [config, load_recipe('scenes_asl').override(changes), 320, torch.device('cpu')]
 
 
 @pytest.mark.parametrize(('words', 'message'), [

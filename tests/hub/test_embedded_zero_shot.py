@@ -1,4 +1,5 @@
 """The zero-shot model inside the package: it loads offline, takes any labels and scores what the catalogue says."""
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,12 @@ from timm_miil.train.build import with_labels
 NAME = 'mldecoder_zero_shot_scenes.miil_scenes'
 PACKAGE = Path(timm_miil.__file__).parent
 UNSEEN = load_recipe('scenes_zero_shot').unseen_labels
-# The test part is that of benchmarks/zero_shot.py: its pictures do not depend on how many there are to train on.
-SCENES = SceneConfig(num_classes=50, num_train=40, num_val=40, num_test=2000)
+SCENES = SceneConfig(num_classes=50, num_train=40, num_val=40, num_test=200)
 
 
 @pytest.fixture
 def model():
     return timm.create_model('mldecoder_zero_shot_scenes', pretrained=True).eval()
-
-
-@pytest.fixture(scope='module')
-def records(tmp_path_factory):
-    scenes = make_scenes(tmp_path_factory.mktemp('zero') / 'scenes', SCENES)
-    return read_coco(scenes / 'annotations' / 'instances_test.json', scenes / 'test')
 
 
 def test_it_is_small_and_in_the_package():
@@ -46,13 +40,19 @@ def test_every_word_of_an_unseen_label_was_seen_in_others(model):
     assert all(word in words for label in UNSEEN for word in label.split())
 
 
-def test_it_scores_what_the_catalogue_says(model, records):
+# The test part of 2000 is that of benchmarks/zero_shot.py: its pictures do not depend on how many there are to train
+# on. Other processors round otherwise; a few pictures, drawn likewise, score about the same.
+@pytest.mark.parametrize(
+    ('num_test', 'tolerance'), [(200, 8), pytest.param(2000, 0.05, marks=pytest.mark.slow)])
+def test_it_scores_what_the_catalogue_says(model, tmp_path, num_test, tolerance):
+    scenes = make_scenes(tmp_path / 'scenes', dataclasses.replace(SCENES, num_test=num_test))
+    records = read_coco(scenes / 'annotations' / 'instances_test.json', scenes / 'test')
     metrics = {metric.name: metric for metric in catalog.weight(NAME).metrics}
     assert {metric.origin for metric in metrics.values()} == {'measured'}
     for name, labels in (('mAP', model.labels), ('unseen_mAP', UNSEEN)):
         model.set_labels(labels)
         found = evaluate(model, with_labels(records, labels))['map']
-        assert found == pytest.approx(metrics[name].value, abs=0.05), name  # other processors round otherwise
+        assert found == pytest.approx(metrics[name].value, abs=tolerance), name
 
 
 def test_labels_at_construction_are_those_set_later(model):
