@@ -55,6 +55,12 @@ OTHER_SIDES = {'crossvit': 240, 'csatv2': 64, 'efficientformer': 224, 'inception
 ON_META = {
     'beit', 'byoanet', 'deepseek_vit', 'gemma4_vit', 'inception_resnet_v2', 'inception_v4', 'mobilenetv5', 'naflexvit',
     'nasnet', 'nextvit', 'pnasnet', 'qwen3_vit', 'vgg', 'vision_transformer_sam'}
+# Half a second or less each, of every layout: these by default, all families slow.
+FAST = {
+    'convnext', 'cpubone', 'cspnet', 'cspnext', 'deit', 'dla', 'edgenext', 'efficientnet', 'efficientvit_mit',
+    'fasternet', 'hgnet', 'inception_next', 'lcnetv2', 'levit', 'mambaout', 'maxxvit', 'mobilenetv3', 'nfnet', 'pit',
+    'pvt_v2', 'regnet', 'resnest', 'resnet', 'resnetv2', 'senet', 'sknet', 'starnet', 'swiftformer', 'vgg',
+    'visformer', 'vision_transformer', 'vision_transformer_hybrid', 'vision_transformer_relpos', 'vovnet'}
 ARGS = {'csatv2': {'in_chans': 3}, 'sequencer': {'layers': (1, 1, 1, 1)}}  # a DCT of colours; slow to initialise
 
 
@@ -67,7 +73,8 @@ def smallest(family):
     return known or min(list_models(module=family), key=size), 'cpu' if known and family not in ON_META else 'meta'
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+    'family', [family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES])
 def test_the_smallest_of_each_family_carries_the_head(family):
     torch.manual_seed(0)
     name, device = smallest(family)
