@@ -106,6 +106,7 @@ def test_other_settings_reach_the_model(model_dir, data_dir, capsys):
     (['--threshold', '2'], r'threshold must be in [0, 1], got 2.0.'),
     (['--batch-size', '0'], r'batch_size must be at least 1, got 0.'),
     (['--device', 'foo'], r"--device must be 'auto', 'cpu' or an accelerator here, got 'foo'"),
+    (['--fars', '1'], r'--fars are for a model of embeddings, got one of labels; leave them out.'),
     (['--embeddings', 'none.npy'], 'none.npy'),
 ])
 def test_wrong_use_is_one_line(words, message, model_dir, data_dir, capsys, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import math
 import sys
 
 from timm_miil._atomic import write_file
+from timm_miil._checks import check_range
 from timm_miil.cli._data import few, running
 from timm_miil.cli._text import columns, printable
 from timm_miil.data import ImageStream, LabelledImages
@@ -27,6 +28,8 @@ def run_pairs(ns: argparse.Namespace, source: LabelledImages | ImageStream) -> i
         raise ValueError(f'--{wrong[0]} is for a model of labels, got one of embeddings; leave it out.')
     if ns.results_file and ns.results_file.suffix != '.json':
         raise ValueError(f'--results-file of a model of embeddings must end in .json, got {str(ns.results_file)!r}.')
+    for far in ns.fars or ():
+        check_range(low=math.ulp(0.0), high=PERCENT, closed=False, **{'--fars': far})
     fars = FARS if ns.fars is None else [far / PERCENT for far in ns.fars]
     with running(ns, source) as options:
         result = validate_pairs(ns.model, source, fars=fars, **options)
