@@ -13,7 +13,8 @@ from PIL import Image
 from timm_miil._version import __version__
 
 CORE = {'torch', 'timm', 'huggingface_hub', 'safetensors'}
-EXTRAS = {'train', 'data', 'log', 'export', 'nas', 'audio', 'video', 'demo', 'explain', 'text', 'test', 'dev'}
+EXTRAS = {
+    'train', 'data', 'log', 'export', 'nas', 'audio', 'video', 'demo', 'explain', 'metric', 'text', 'test', 'dev'}
 INFO = f'timm_miil-{__version__}.dist-info'
 
 

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from timm_miil.tasks import Teacher, kept_network
-from timm_miil.tasks.verification import MarginSoftmax, VerificationTask
+from timm_miil.tasks import MarginSoftmax, Teacher, VerificationTask, kept_network
 
 pytest.importorskip('pytorch_metric_learning')
 STATISTICS = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}

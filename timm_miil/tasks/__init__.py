@@ -15,13 +15,14 @@ from timm_miil.tasks.single_label import SingleLabelTask
 from timm_miil.tasks.teacher import Teacher, teacher_fingerprint
 from timm_miil.tasks.teacher_cache import TeacherCache
 from timm_miil.tasks.training_model import TrainingModel, TrainingModelTask, kept_network
+from timm_miil.tasks.verification import MarginSoftmax, VerificationTask
 from timm_miil.tasks.zero_shot import ZeroShotTask
 
 __all__ = [
     'ClassifierSharingTask', 'ComicModel', 'ComicTask', 'DualHead', 'DualHeadTask', 'LabelAugmentation',
-    'LabelAugmentationTask', 'LabelInjectionTask', 'MultiLabelDistillationTask', 'MultiLabelTask', 'NUM_TRANSFORMS',
-    'PositiveUnlabeledTask', 'SemanticDiversityTask', 'SemanticPretrainTask', 'SharedHeadModel', 'SharingModel',
+    'LabelAugmentationTask', 'LabelInjectionTask', 'MarginSoftmax', 'MultiLabelDistillationTask', 'MultiLabelTask',
+    'NUM_TRANSFORMS', 'PositiveUnlabeledTask', 'SemanticDiversityTask', 'SemanticPretrainTask', 'SharedHeadModel', 'SharingModel',
     'SimSiam', 'SimSiamTask', 'SingleLabelTask', 'SupervisedDistillationTask', 'Teacher', 'TeacherCache',
-    'TrainingModel', 'TrainingModelTask', 'ZeroShotTask', 'aggregate_logits', 'fit_dual_head', 'freeze_head',
-    'joint_cross_entropy', 'kept_network', 'teacher_fingerprint', 'transform_images',
+    'TrainingModel', 'TrainingModelTask', 'VerificationTask', 'ZeroShotTask', 'aggregate_logits', 'fit_dual_head',
+    'freeze_head', 'joint_cross_entropy', 'kept_network', 'teacher_fingerprint', 'transform_images',
 ]

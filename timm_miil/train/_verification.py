@@ -5,7 +5,7 @@ from timm.task import ClassificationTask
 from torch import Tensor
 
 from timm_miil.metrics import pairwise_tar_at_far
-from timm_miil.tasks.verification import MarginSoftmax, VerificationTask
+from timm_miil.tasks import MarginSoftmax, VerificationTask
 from timm_miil.train._task_parts import TaskParts
 from timm_miil.train._verification_settings import PERCENT, VerificationSettings
 
