@@ -19,12 +19,13 @@ DECODER = {
     'decoder_drop_rate': 0.0}
 
 
-def build(network=LINEAR, warmup_steps=0, balance=True, **kwargs):
+def build(network=LINEAR, warmup_steps=0, balance=True, correct_threshold=0.7, **kwargs):
     """A task in float64 whose classifiers differ."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = ComicModel(
-            timm.create_model(**network, num_classes=3), warmup_steps=warmup_steps, balance=balance).double()
+            timm.create_model(**network, num_classes=3), warmup_steps=warmup_steps, balance=balance,
+            correct_threshold=correct_threshold).double()
         for classifier in (model.head, model.tail)[:2 * balance]:
             for parameter in classifier.parameters():
                 nn.init.normal_(parameter, std=0.3)
@@ -32,7 +33,7 @@ def build(network=LINEAR, warmup_steps=0, balance=True, **kwargs):
     return ComicTask(model, **kwargs)
 
 
-def batch(size=4):
+def batch(size=8):
     generator = torch.Generator().manual_seed(1)
     targets = torch.randint(-1, 2, (size, 3), generator=generator).double()
     return torch.randn(size, 3, 32, 32, generator=generator, dtype=torch.float64), targets
@@ -67,17 +68,22 @@ def divergence(teacher, student):
 
 @pytest.mark.parametrize('network', [LINEAR, DECODER], ids=['linear', 'decoder'])
 def test_the_loss_is_the_equation(network):
-    task = build(network, head_exponent=0.25, tail_exponent=0.75, distill_loss_weight=2.0)
+    task = build(
+        network, correct_threshold=0.3, head_exponent=0.25, tail_exponent=0.75, correct_loss_weight=0.5,
+        distill_loss_weight=2.0)
     images, targets = batch()
     balanced, head, tail = classifiers(task)
     assert not torch.allclose(head, balanced) and not torch.allclose(tail, head)
     got = task(images, targets)
     torch.testing.assert_close(got['output'], balanced)
-    prob = balanced.sigmoid()
-    known = torch.where((targets == -1) & (prob > 0.7) & (prob > prob.mean(0)), 1.0, targets.clamp(min=0))
-    of_head, of_tail = (modified(logits, known, 1 / 3) ** 2 for logits in (head, tail))
+    given, prob = targets.clamp(min=0), balanced.sigmoid()
+    corrected = torch.where((targets == -1) & (prob > 0.3) & (prob > prob.mean(0)), 1.0, given)
+    assert not torch.equal(corrected, given)
+    of_head, of_tail = (modified(logits, given, 1 / 3) ** 2 for logits in (head, tail))
     taught = (of_head * divergence(head, balanced) + of_tail * divergence(tail, balanced)) / (of_head + of_tail)
-    want = modified(balanced, known, 1 / 3) + modified(head, known, 0.25) + modified(tail, known, 0.75) + 2 * taught
+    want = 2 * taught
+    for logits, exponent in ((balanced, 1 / 3), (head, 0.25), (tail, 0.75)):
+        want = want + modified(logits, given, exponent) + 0.5 * modified(logits, corrected, exponent)
     torch.testing.assert_close(got['loss'], want.detach(), check_dtype=False)
 
 
@@ -87,7 +93,7 @@ def test_the_balanced_classifier_learns_from_the_others_and_they_from_labels_alo
     targets[:, 1:] = -1  # they cost nothing
     model = task.trainable_module
     _, head, tail = classifiers(task)
-    want = [torch.autograd.grad(modified(logits, targets, exponent), part.weight, retain_graph=True)[0]
+    want = [torch.autograd.grad(1.2 * modified(logits, targets, exponent), part.weight, retain_graph=True)[0]
             for logits, part, exponent in ((head, model.head, 0.0), (tail, model.tail, 1.0))]
     task(images, targets)['loss'].backward()
     for part, gradient in zip((model.head, model.tail), want):
@@ -98,9 +104,9 @@ def test_the_balanced_classifier_learns_from_the_others_and_they_from_labels_alo
 
 @pytest.mark.parametrize(('unknown_is_absent', 'filled'), [(True, 0.0), (False, -1.0)])
 def test_unknown_labels_are_corrected_after_the_warm_up(unknown_is_absent, filled):
-    task = build(warmup_steps=2, balance=False, unknown_is_absent=unknown_is_absent)
+    task = build(warmup_steps=2, balance=False, unknown_is_absent=unknown_is_absent, correct_loss_weight=0.5)
     images, _ = batch()
-    targets = torch.tensor([[-1.0, 0, -1]] * 4, dtype=torch.float64)
+    targets = torch.tensor([[-1.0, 0, -1]] * 8, dtype=torch.float64)
     with torch.no_grad():
         task.trainable_module.network.get_classifier().bias.copy_(torch.tensor([4.0, 4.0, -9.0]))
     plain = torch.where(targets < 0, filled, targets)
@@ -108,12 +114,13 @@ def test_unknown_labels_are_corrected_after_the_warm_up(unknown_is_absent, fille
     for step in range(4):
         got = task(images, targets)
         prob = got['output'].sigmoid()
-        known = plain.clone()
+        corrected = plain.clone()
         if step >= 2:
             found = prob[:, 0] > prob[:, 0].mean()
             assert found.any() and not found.all()
-            known[found, 0] = 1.0
-        torch.testing.assert_close(got['loss'], modified(got['output'], known, 1 / 3), check_dtype=False)
+            corrected[found, 0] = 1.0
+        want = modified(got['output'], plain, 1 / 3) + 0.5 * modified(got['output'], corrected, 1 / 3)
+        torch.testing.assert_close(got['loss'], want, check_dtype=False)
     assert torch.equal(targets, before)
     assert task.trainable_module.state_dict()['corrector.num_steps'] == 4
 
@@ -129,7 +136,7 @@ def test_evaluation_corrects_nothing_and_asks_the_network_alone():
 
 
 def test_for_equal_counts_without_balance_it_is_the_asymmetric_loss():
-    task = build(balance=False, criterion=MultiFocalModifierLoss([7, 7, 7]))
+    task = build(balance=False, correct_loss_weight=0.0, criterion=MultiFocalModifierLoss([7, 7, 7]))
     images, targets = batch()
     targets = targets.clamp(min=0)
     got = task(images, targets)

@@ -3,11 +3,13 @@
 Zhang et al., "Learning in Imperfect Environment: Multi-Label Classification with Long-Tailed Distribution and Partial
 Labels", arXiv:2304.10539. The losses are checked against the published code, see `timm_miil.losses.long_tail`.
 
-Deviations: the published code trains three networks on three samplers (natural, reversed and balanced); here one body
-has three classifiers, and what the samplers do, powers of the class weight do. Its balance, which the published code
-leaves out of its loss, compares products of softmaxes; here it is the divergence of each label's probability.
+Deviations: the published code trains three networks on three samplers (natural, reversed and balanced), each of which
+corrects labels for itself; here one body has three classifiers, the balanced one corrects for all, and what the
+samplers do, powers of the class weight do. Its balance, which the published code leaves out of its loss, compares
+products of softmaxes; here it is the divergence of each label's probability.
 """
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,28 +69,34 @@ class ComicModel(TrainingModel):
 class ComicTask(TrainingModelTask, MultiLabelTask):
     """COMIC: find missing labels, weigh rare ones up, and let one classifier learn from two extremes.
 
-    Unknown labels (-1) that the balanced classifier is sure of become present (`LabelCorrector`). All classifiers
-    learn these labels by the multi-focal modifier loss: the balanced one with the criterion's power of the class
-    weight, the head's with a smaller one, as the pictures come, and the tail's with a greater one. The balanced one
-    also learns from the other two,
+    Unknown labels (-1) that the balanced classifier is sure of are corrected: they become present (`LabelCorrector`).
+    A classifier's loss with labels y as they are given and y' corrected is
 
-        loss = L(balanced) + L_head(head) + L_tail(tail)
-               + distill_loss_weight * (w_h KL(head || balanced) + w_t KL(tail || balanced)),
+        L(y) + correct_loss_weight * L(y'),
 
-    with w_h = L(head)^2 / (L(head)^2 + L(tail)^2), w_t = 1 - w_h by the criterion L, and the divergence of
-    `MultiLabelDistillationLoss`, in which the other two are constants. Means and weights are of this process's batch.
+    L the multi-focal modifier loss: of the balanced classifier with the criterion's power of the class weight, of the
+    head's with a smaller one, which takes the labels as they come, and of the tail's with a greater one. What is given
+    outweighs what is corrected, or wrong corrections would feed themselves. The balanced one also learns from the
+    others by
+
+        distill_loss_weight * (w_h KL(head || balanced) + w_t KL(tail || balanced)),
+
+    with w_h = L(head)^2 / (L(head)^2 + L(tail)^2) and w_t = 1 - w_h by the criterion on y, and the divergence of
+    `MultiLabelDistillationLoss`, in which the other two are constants. The loss is the sum of all of these. Means and
+    weights are of this process's batch.
 
     A batch of pictures (B, I, H, W) and float targets (B, C) gives {'loss': scalar, 'output': the balanced logits
-    (B, C)}; in evaluation mode the loss is the criterion alone, on the targets as they are given.
+    (B, C)}; in evaluation mode the loss is the criterion alone, on y.
 
     Args:
         model: The network and what is trained beside it; it counts the steps until correction begins.
         criterion: The loss L, with the counts of the classes.
         head_exponent: Power of the class weight for the head's classifier, at least 0; 0 weighs all labels the same.
         tail_exponent: The same for the tail's.
+        correct_loss_weight: Weight of the loss of corrected labels, at least 0; the authors' is 0.2.
         distill_loss_weight: Weight of the divergences, at least 0.
-        unknown_is_absent: Take what is still unknown after correction as absent, as the authors do; otherwise the
-            criterion must ignore or refuse it.
+        unknown_is_absent: Take unknown labels that are not corrected as absent, as the authors do; otherwise the
+            criterion must ignore them.
         threshold: As of `MultiLabelTask`.
         device: As of `MultiLabelTask`; the model is moved by the caller.
 
@@ -115,6 +123,7 @@ class ComicTask(TrainingModelTask, MultiLabelTask):
             *,
             head_exponent: float = 0.0,
             tail_exponent: float = 1.0,
+            correct_loss_weight: float = 0.2,
             distill_loss_weight: float = 1.0,
             unknown_is_absent: bool = True,
             threshold: float = 0.5,
@@ -131,11 +140,12 @@ class ComicTask(TrainingModelTask, MultiLabelTask):
         check_choice(reduction=criterion.reduction, choices=('sum', 'mean', 'batchmean'))
         check_range(
             low=0.0, high=float('inf'), head_exponent=head_exponent, tail_exponent=tail_exponent,
-            distill_loss_weight=distill_loss_weight)
+            correct_loss_weight=correct_loss_weight, distill_loss_weight=distill_loss_weight)
         super().__init__(model, criterion, threshold=threshold, device=device)
         self.head_criterion = _with_exponent(self.criterion, head_exponent)
         self.tail_criterion = _with_exponent(self.criterion, tail_exponent)
         self.distillation = MultiLabelDistillationLoss(reduction=criterion.reduction)
+        self.correct_loss_weight = correct_loss_weight
         self.distill_loss_weight = distill_loss_weight
         self.unknown_is_absent = unknown_is_absent
 
@@ -143,26 +153,29 @@ class ComicTask(TrainingModelTask, MultiLabelTask):
         """Loss and logits of a batch, as the class says."""
         if target.ndim != 2 or not target.is_floating_point():
             raise ValueError(f'target must be float of shape (B, C), got {target.dtype} {tuple(target.shape)}.')
+        given = self._filled(target)
         answer = self.trainable_module(input)
-        output, *others = answer if isinstance(answer, tuple) else (answer,)
+        if not isinstance(answer, tuple):  # in evaluation mode
+            return {'loss': self.criterion(answer, given), 'output': answer}
+        output, *others = answer
         model: Any = unwrap_model(self.trainable_module)
-        target = model.corrector(output, target)
-        if self.unknown_is_absent:
-            target = target.clamp(min=0.0)
-        loss = self.criterion(output, target)
+        corrected = self._filled(model.corrector(output, target))
+        loss = torch.zeros((), device=output.device)
+        for criterion, logits in zip((self.criterion, self.head_criterion, self.tail_criterion), answer):
+            loss = loss + criterion(logits, given) + self.correct_loss_weight * criterion(logits, corrected)
         if others:
-            loss = loss + self._balance(output, *others, target)
+            loss = loss + self.distill_loss_weight * self._divergence(output, others, given)
         return {'loss': loss, 'output': output}
 
-    def _balance(self, output: Tensor, head: Tensor, tail: Tensor, target: Tensor) -> Tensor:
-        """What the classifiers of head and tail cost, and what the balanced one lacks of them."""
+    def _filled(self, target: Tensor) -> Tensor:
+        return target.clamp(min=0.0) if self.unknown_is_absent else target
+
+    def _divergence(self, output: Tensor, others: Sequence[Tensor], given: Tensor) -> Tensor:
+        """What the balanced classifier lacks of the others, the more the worse one is."""
         with torch.no_grad():
-            squares = torch.stack([self.criterion(logits, target) for logits in (head, tail)]).square()
+            squares = torch.stack([self.criterion(logits, given) for logits in others]).square()
             shares = squares / squares.sum().clamp(min=torch.finfo(squares.dtype).tiny)
-        divergence = shares[0] * self.distillation(output, head) + shares[1] * self.distillation(output, tail)
-        return (
-            self.head_criterion(head, target) + self.tail_criterion(tail, target)
-            + self.distill_loss_weight * divergence)
+        return torch.stack([self.distillation(output, logits) for logits in others]) @ shares
 
 
 def _with_exponent(criterion: MultiFocalModifierLoss, exponent: float) -> MultiFocalModifierLoss:

@@ -30,8 +30,9 @@ def build_task(parts: TaskParts) -> ClassificationTask | None:
         correct_threshold=settings.correct_threshold, balance=settings.balance)
     return ComicTask(
         model, cast(MultiFocalModifierLoss, parts.criterion), head_exponent=settings.head_exponent,
-        tail_exponent=settings.tail_exponent, distill_loss_weight=settings.distill_loss_weight,
-        unknown_is_absent=settings.unknown_is_absent, device=parts.device)
+        tail_exponent=settings.tail_exponent, correct_loss_weight=settings.correct_loss_weight,
+        distill_loss_weight=settings.distill_loss_weight, unknown_is_absent=settings.unknown_is_absent,
+        device=parts.device)
 
 
 def build_pu_task(parts: TaskParts) -> ClassificationTask | None:

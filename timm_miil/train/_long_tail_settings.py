@@ -21,7 +21,9 @@ class BalancedSettings:
         warmup_epochs: Epochs before unknown labels are corrected, at least 0 and not necessarily whole; the authors
             wait for one.
         correct_threshold: Probability above which an unknown label may become present, in [0, 1].
-        unknown_is_absent: Take labels that are still unknown then as absent; otherwise the loss ignores them.
+        correct_loss_weight: Weight of the loss of corrected labels beside that of the labels as they are given, at
+            least 0; the authors' is 0.2.
+        unknown_is_absent: Take unknown labels that are not corrected as absent; otherwise the loss ignores them.
         balance: Train classifiers of the head and of the tail beside the network's own, which learns from both.
         head_exponent: Power of the class weight for the head's classifier, at least 0.
         tail_exponent: Power of the class weight for the tail's classifier, at least 0.
@@ -29,6 +31,7 @@ class BalancedSettings:
     """
     warmup_epochs: float = 1.0
     correct_threshold: float = 0.7
+    correct_loss_weight: float = 0.2
     unknown_is_absent: bool = True
     balance: bool = True
     head_exponent: float = 0.0
@@ -38,7 +41,8 @@ class BalancedSettings:
     def __post_init__(self) -> None:
         check_range(
             low=0.0, high=float('inf'), warmup_epochs=self.warmup_epochs, head_exponent=self.head_exponent,
-            tail_exponent=self.tail_exponent, distill_loss_weight=self.distill_loss_weight)
+            tail_exponent=self.tail_exponent, correct_loss_weight=self.correct_loss_weight,
+            distill_loss_weight=self.distill_loss_weight)
         check_range(low=0.0, high=1.0, closed=True, correct_threshold=self.correct_threshold)
 
     def check(self, recipe: 'Recipe') -> None:
