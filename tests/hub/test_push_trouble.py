@@ -12,10 +12,6 @@ from timm_miil._errors import HubError
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
-def fault_id(fault):
-    return ' '.join(map(str, fault.values()))
-
-
 CALLS = {
     'GET /api/models/me/model$': 'status drop deaf', 'POST /api/repos/create': 'status deaf late',
     'GET .*revision/main': 'status', 'POST .*paths-info': 'status drop', 'POST .*preupload': 'status',
@@ -26,10 +22,24 @@ CALLS = {
 KINDS = {
     'status': {'status': 500}, 'drop': {'drop': 10}, 'deaf': {'deaf': True}, 'choke': {'choke': 100},
     'late': {'late': True}, 'flip': {'flip': True}}
-FAULTS = [{'pattern': pattern, **KINDS[kind]} for pattern, kinds in CALLS.items() for kind in kinds.split()]
+# One of each kind by default, and what a commit goes through; the same at every other call is slow.
+FAST = (
+    'GET /api/models/me/model$ drop', 'POST /api/repos/create late', 'POST .*objects/batch deaf', 'PUT /storage choke',
+    'POST .*/commit/ status', 'POST .*/commit/ late', 'GET .*resolve.*safetensors flip')
+FAST_THAT_STAY = ('GET /api/models/me/model$ status', 'POST .*objects/batch deaf', 'POST .*/commit/ status')
+FAST_OF_LOADING = ('HEAD .*resolve.*config.json status', 'GET .*resolve.*safetensors drop')
 
 
-@pytest.mark.parametrize('fault', FAULTS, ids=fault_id)
+def faults(calls, fast):
+    """Parameters of calls and kinds of trouble, those that are not among `fast` slow."""
+    return pytest.mark.parametrize('fault', [
+        pytest.param(
+            {'pattern': pattern, **KINDS[kind]}, id=f'{pattern} {kind}',
+            marks=() if f'{pattern} {kind}' in fast else pytest.mark.slow)
+        for pattern, kinds in calls for kind in kinds.split()])
+
+
+@faults(CALLS.items(), FAST)
 def test_trouble_that_passes_costs_nothing(hub, folder, fault):
     hub.fail(**fault)
     done = push(hub, folder)
@@ -39,20 +49,25 @@ def test_trouble_that_passes_costs_nothing(hub, folder, fault):
     assert done.commit == hub.repos['me/model'].refs['main'] and done.changed == FILES
 
 
-@pytest.mark.parametrize('pattern', ['POST /api/repos/create', 'POST .*paths-info', 'POST .*/commit/'])
-@pytest.mark.parametrize(('headers', 'least'), [
-    ({'Retry-After': '9'}, 9), ({'RateLimit': '"api";r=0;t=17'}, 17),
-    ({'Retry-After': 'Fri, 31 Dec 2199 23:59:59 GMT'}, 30)], ids=['seconds', 'limit', 'date'])
-def test_a_server_that_asks_to_wait_is_waited_for(hub, folder, pattern, headers, least):
+HEADERS = {
+    'seconds': ({'Retry-After': '9'}, 9), 'limit': ({'RateLimit': '"api";r=0;t=17'}, 17),
+    'date': ({'Retry-After': 'Fri, 31 Dec 2199 23:59:59 GMT'}, 30)}
+ASKED_AT = {'seconds': 'POST /api/repos/create', 'limit': 'POST .*paths-info', 'date': 'POST .*/commit/'}
+
+
+@pytest.mark.parametrize(('kind', 'pattern'), [
+    pytest.param(kind, pattern, marks=() if ASKED_AT[kind] == pattern else pytest.mark.slow)
+    for kind in HEADERS for pattern in ASKED_AT.values()])
+def test_a_server_that_asks_to_wait_is_waited_for(hub, folder, kind, pattern):
+    headers, least = HEADERS[kind]
     hub.fail(pattern, status=429, headers=headers)
     push(hub, folder)
     check_there(hub, folder)
     assert least <= max(hub.waits) <= 120, hub.waits
 
 
-@pytest.mark.parametrize('fault', [
-    {'pattern': pattern, **KINDS[kind]} for pattern in CALLS for kind in ('status', 'deaf')
-    if 'resolve' not in pattern and 'verify' not in pattern], ids=fault_id)
+@faults([(pattern, 'status deaf') for pattern in CALLS if 'resolve' not in pattern and 'verify' not in pattern],
+        FAST_THAT_STAY)
 def test_trouble_that_stays_is_one_error_and_nothing_is_half_written(hub, folder, fault):
     before = digests(folder)
     hub.fail(**fault, times=999)
@@ -165,10 +180,9 @@ def test_an_upload_that_fails_says_why(hub, folder):
 # ---- loading what was pushed, by timm and its client alone
 
 
-@pytest.mark.parametrize('fault', [
-    {'pattern': f'{method} .*resolve.*{name}', **KINDS[kind]}
-    for method, kinds in (('HEAD', 'status deaf'), ('GET', 'status drop deaf')) for kind in kinds.split()
-    for name in ('config.json', 'safetensors')], ids=fault_id)
+@faults([(f'{method} .*resolve.*{name}', kinds)
+         for method, kinds in (('HEAD', 'status deaf'), ('GET', 'status drop deaf'))
+         for name in ('config.json', 'safetensors')], FAST_OF_LOADING)
 def test_timm_loads_or_fails_and_loads_the_next_time(hub, folder, tmp_path, fault):
     push(hub, folder, verify=False)
     pictures = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
