@@ -49,7 +49,9 @@ def test_downloaded_weights_give_the_original_logits(server, published, mldecode
     assert server.requests == [f'/{published.name}']  # the second came from the cache
 
 
-@pytest.mark.parametrize('layout', ['model', 'state_dict', 'bare', 'module.', 'legacy', 'no counters'])
+@pytest.mark.parametrize('layout', [
+    'model', 'legacy', *(pytest.param(layout, marks=pytest.mark.slow)
+                         for layout in ('state_dict', 'bare', 'module.', 'no counters'))])
 def test_every_published_layout_loads_from_a_file(layout, mldecoder_m_weights, tmp_path):
     tensors = dict(mldecoder_m_weights)
     if layout == 'module.':
@@ -73,7 +75,8 @@ def test_converted_safetensors_and_on_the_fly_are_bit_equal(published, tmp_path)
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in first.state_dict().items())
 
 
-@pytest.mark.parametrize('num_classes, groups', [(80, 80), (25, 25), (230, 100), (0, None)])
+@pytest.mark.parametrize('num_classes, groups', [
+    pytest.param(80, 80, marks=pytest.mark.slow), (25, 25), pytest.param(230, 100, marks=pytest.mark.slow), (0, None)])
 def test_other_classes_keep_body_and_decoder(published, mldecoder_m_weights, num_classes, groups):
     torch.manual_seed(0)
     model = timm.create_model(
@@ -171,13 +174,16 @@ def test_a_good_file_in_the_cache_survives_a_wrong_request(server, published, tm
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda tensors: tensors.pop('body.layer3.5.conv3.0.weight'),
-     '1 missing: backbone.body.layer3.5.conv3.conv.weight'),
+    pytest.param(
+        lambda tensors: tensors.pop('body.layer3.5.conv3.0.weight'),
+        '1 missing: backbone.body.layer3.5.conv3.conv.weight', marks=pytest.mark.slow),
     (lambda tensors: tensors.pop('head.decoder.duplicate_pooling_bias'), '1 missing: head.group_fc.bias'),
-    (lambda tensors: tensors.update({'head.fc.weight': torch.zeros(2)}),
-     "'head.fc.weight' is not a key of an original"),
-    (lambda tensors: tensors.update({'head.decoder.duplicate_pooling_bias': torch.zeros(81)}),
-     r'1 of another shape: head.group_fc.bias is \(81,\) instead of \(80,\)'),
+    pytest.param(
+        lambda tensors: tensors.update({'head.fc.weight': torch.zeros(2)}),
+        "'head.fc.weight' is not a key of an original", marks=pytest.mark.slow),
+    pytest.param(
+        lambda tensors: tensors.update({'head.decoder.duplicate_pooling_bias': torch.zeros(81)}),
+        r'1 of another shape: head.group_fc.bias is \(81,\) instead of \(80,\)', marks=pytest.mark.slow),
     (lambda tensors: tensors.clear(), 'found nothing'),
     (lambda tensors: tensors.update(epoch=3), "must map names to tensors.*found 'body.conv1.0.weight'"),
 ])
@@ -225,7 +231,9 @@ def test_foreign_layout_on_another_backbone_is_explained(published):
         timm.create_model('mldecoder_resnet50', pretrained=True, pretrained_cfg_overlay=dict(file=str(published)))
 
 
-@pytest.mark.parametrize('name', sorted(catalog.pretrained_cfgs('mldecoder')))
+@pytest.mark.parametrize('name', [
+    name if name in (NAME, SMALL) else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(catalog.pretrained_cfgs('mldecoder'))])
 def test_each_catalogued_tag_has_its_sizes_and_the_authors_preprocessing(name):
     entry = catalog.weight(name)
     model = timm.create_model(name, device='meta')
@@ -253,7 +261,8 @@ def test_a_saved_tag_reloads_with_its_groups_and_labels(tmp_path):
     assert torch.equal(model(images), again(images))
 
 
-@pytest.mark.parametrize('groups', [100, 50, 196])
+@pytest.mark.parametrize('groups', [
+    pytest.param(100, marks=pytest.mark.slow), 50, pytest.param(196, marks=pytest.mark.slow)])
 def test_a_file_that_alone_knows_its_groups_decides_them(groups, tmp_path):
     name = 'mldecoder_tresnet_l.miil_stanford_cars_384'
     assert catalog.weight(name).num_groups is None
@@ -271,7 +280,7 @@ def test_a_file_that_alone_knows_its_groups_decides_them(groups, tmp_path):
 
 @pytest.mark.parametrize('name, size', [
     ('mldecoder', dict(backbone='resnet10t', embed_dim=16, feedforward_dim=16)),   # no published weights
-    (NAME, {}),                                                                    # published for 80 classes
+    pytest.param(NAME, {}, marks=pytest.mark.slow),                                # published for 80 classes
 ])
 def test_a_file_of_the_wanted_classes_loads_whole(name, size, tmp_path):
     model = timm.create_model(name, num_classes=7, **size)

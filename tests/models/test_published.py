@@ -16,7 +16,8 @@ from timm_miil.models.published import Network, convert_published, identify
 NOT_FOR_TIMM = ('stam', 'peta', 'mobilenasnet')
 ENTRIES = {name: entry for name, entry in catalog.weights().items() if not any(word in name for word in NOT_FOR_TIMM)}
 NUM_CLASSES = 21
-DEEP = ('mldecoder_tresnet_l.', 'mldecoder_tresnet_xl.')  # of the same blocks as others, and minutes to build
+DEEP = ('mldecoder_tresnet_l', 'mldecoder_tresnet_xl')  # of the same blocks as others, and minutes to build
+FIRST = {entry.architecture: name for name, entry in reversed(ENTRIES.items()) if entry.architecture not in DEEP}
 
 
 def meta_model(network, **kwargs):
@@ -30,8 +31,9 @@ def assert_loads(network, tensors):
     model.load_state_dict(tensors, strict=True, assign=True)
 
 
+# The first of each architecture by default.
 @pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=pytest.mark.slow) if name.startswith(DEEP) else name for name in ENTRIES])
+    'name', [name if name in FIRST.values() else pytest.param(name, marks=pytest.mark.slow) for name in ENTRIES])
 def test_every_file_of_the_catalogue_is_known_and_loads(name):
     entry = ENTRIES[name]
     check_published(entry.architecture, entry.num_classes or 11221)
@@ -57,7 +59,11 @@ ALONE = [
     'mixer_b16_224', 'edgenext_small', 'miil_resnet8x4', 'miil_resnet32x4']
 
 
-@pytest.mark.parametrize('architecture', ALONE)
+LARGE = ('tresnet_l', 'tresnet_xl', 'v2_l', 'v2_xl', 'l_bottleneck')  # of the same blocks as others
+
+
+@pytest.mark.parametrize('architecture', [
+    pytest.param(name, marks=pytest.mark.slow) if name.endswith(LARGE) else name for name in ALONE])
 def test_the_tensors_decide(architecture):
     tensors = original_layouts.published(architecture, NUM_CLASSES)
     for told in (None, 'tresnet_l', 'vit_tiny_patch16_224'):
@@ -291,7 +297,9 @@ def test_the_inverse_used_here_is_the_originals(case, arch_fixture):
     assert {key: tuple(tensor.shape) for key, tensor in made.items() if not key.endswith('tracked')} == wanted
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', [  # the largest are slow; test_pretrained.py loads the ML-Decoder by default
+    pytest.param(case, marks=pytest.mark.slow) if case.startswith(('tresnet_l', 'mldecoder')) else case
+    for case in CASES])
 def test_conversion_gives_the_original_outputs_and_survives_a_file(case, arch_fixture, tmp_path):
     fixture, expected = arch_fixture(case), CASES[case]
     original = fixture.state_dict()
