@@ -25,9 +25,8 @@ def spoiled(installed, tmp_path):
 @pytest.mark.parametrize('first', [
     'import timm',
     'import torch',
-    'from timm.models import create_model',
-    'import timm.layers',
-    'import timm_miil',
+    *(pytest.param(first, marks=pytest.mark.slow) for first in (
+        'from timm.models import create_model', 'import timm.layers', 'import timm_miil')),
 ])
 def test_models_are_there_whatever_is_imported_first(installed, tmp_path, first):
     done = python(installed, tmp_path, f'''
@@ -59,7 +58,8 @@ def test_models_are_there_whatever_is_imported_first(installed, tmp_path, first)
     assert done.stdout.startswith(str(installed.site_packages))
 
 
-@pytest.mark.parametrize('switch', ['TIMM_MIIL_AUTOLOAD', 'TORCH_DEVICE_BACKEND_AUTOLOAD'])
+@pytest.mark.parametrize('switch', [
+    'TIMM_MIIL_AUTOLOAD', pytest.param('TORCH_DEVICE_BACKEND_AUTOLOAD', marks=pytest.mark.slow)])
 def test_switched_off_the_explicit_import_still_registers(installed, tmp_path, switch):
     done = python(installed, tmp_path, '''
         import sys, timm
@@ -76,6 +76,7 @@ def test_switched_off_the_explicit_import_still_registers(installed, tmp_path, s
     assert done.stdout == 'Unknown model (mldecoder_tresnet_l)\n'
 
 
+@pytest.mark.slow  # a small package that fails in other ways: test_every_failure_of_ours_becomes_one_line
 def test_a_broken_package_costs_one_warning(spoiled, tmp_path):
     with (spoiled.site_packages / 'timm_miil' / '__init__.py').open('a') as file:
         file.write('\ndef broken(:\n')
@@ -135,6 +136,7 @@ def test_spawned_workers_of_an_isolated_interpreter_have_the_models(installed, t
     assert (done.returncode, done.stdout, done.stderr) == (0, '(1, True)\n', '')
 
 
+@pytest.mark.slow
 def test_an_editable_install_works_until_its_checkout_moves(spoiled, source_tree, tmp_path):
     checkout = shutil.copytree(source_tree, tmp_path / 'checkout')
     spoiled.pip('uninstall', '--yes', 'timm-miil')
@@ -153,6 +155,7 @@ def test_an_editable_install_works_until_its_checkout_moves(spoiled, source_tree
     assert (done.returncode, done.stderr) == (0, '')
 
 
+@pytest.mark.slow
 def test_threads_that_import_timm_together_all_find_the_models(installed, tmp_path):
     done = python(installed, tmp_path, '''
         import threading
@@ -217,6 +220,27 @@ def test_installed_twice_it_waits_once(installed, tmp_path):
         print(len(sys.meta_path) - before)
     ''')
     assert (done.stdout, done.stderr) == ('1\n0\n', '')
+
+
+def test_threads_that_import_it_together_all_find_us(installed, tmp_path):
+    done = hook(installed, tmp_path, '''
+        import threading
+        boot.install()
+        found, barrier = [], threading.Barrier(4)
+
+        def work():
+            barrier.wait()
+            import timm.models
+            found.append('timm_miil' in sys.modules)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(found)
+    ''', '-W', 'error', theirs='import time; time.sleep(0.2)', ours='import time; time.sleep(0.2)')
+    assert (done.returncode, done.stdout, done.stderr) == (0, '[True, True, True, True]\n', '')
 
 
 def test_other_names_go_on_to_the_other_finders(installed, tmp_path):
