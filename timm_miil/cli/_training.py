@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 METRIC_WORDS: Mapping[str, str] = MappingProxyType({
-    'map': 'mAP', 'top1': 'top-1', 'semantic_top1': 'semantic top-1', 'tar': 'TAR'})
+    'map': 'mAP', 'output_std': 'output deviation', 'top1': 'top-1', 'semantic_top1': 'semantic top-1', 'tar': 'TAR'})
 # The word of the Hub for a licence that nobody stated.
 DEFAULT_LICENCE = 'unknown'
 SCENES_LICENCE = 'apache-2.0'
@@ -191,6 +191,12 @@ def _lessons(recipe: Recipe) -> Iterator[str]:
     if recipe.task == 'semantic':
         yield ('Each level of the tree over the labels had a softmax of its own: scores of labels of two levels were '
                'never compared.')
+    if recipe.task == 'self_supervised':
+        yield 'It learnt without labels (SimSiam, arXiv:2011.10566).'
+    if recipe.injection is not None:
+        start = '' if not recipe.injection.start else f' by the recipe `{recipe.injection.start}`'
+        yield (f'Labels were injected into what it had learnt without them{start}: first its classifier learnt them, '
+               f'then all of it.')
     teacher = recipe.teacher
     if teacher is not None:
         name = _with_architecture(teacher.name)
@@ -217,5 +223,6 @@ def _papers(result: TrainResult) -> list[str]:
     found = ['mldecoder'] if isinstance(head, MLDecoder | ZeroShotMLDecoder) else []
     found += [_PAPER_OF_LOSS[recipe.loss.name]] if recipe.loss.name in _PAPER_OF_LOSS else []
     found += ['usi'] if recipe.teacher is not None and recipe.task == 'single_label' else []
+    found += ['diverse'] if recipe.injection is not None else []
     found += [recipe.paper.id] if recipe.paper else []
     return list(dict.fromkeys(found))

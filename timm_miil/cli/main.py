@@ -21,8 +21,8 @@ from timm_miil.cli._text import printable
 __all__ = ['VERBS', 'main']
 
 VERBS = (
-    'predict', 'explain', 'train', 'validate', 'tune', 'data', 'shards', 'in21k', 'convert', 'push', 'verify', 'links',
-    'cards', 'quickstart', 'list', 'info')
+    'predict', 'explain', 'train', 'validate', 'tune', 'transfer', 'data', 'shards', 'in21k', 'convert', 'push',
+    'verify', 'links', 'cards', 'quickstart', 'list', 'info')
 
 USAGE_ERROR = 2
 INTERRUPTED = 128 + 2     # as a shell reports SIGINT

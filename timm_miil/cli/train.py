@@ -23,6 +23,7 @@ from timm_miil.hub.folder import tuned_settings
 from timm_miil.inference import write_report
 from timm_miil.train import Recipe, TrainResult, list_recipes, load_recipe, read_splits
 from timm_miil.train.engine import TRACKERS
+from timm_miil.train.injection import injected_amount
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
@@ -177,6 +178,9 @@ def run(ns: argparse.Namespace) -> int:
     if not result.is_main_process:
         return 0
     print(_score(result))
+    if recipe.injection is not None:
+        amount = injected_amount(recipe, num_pictures(result.splits.train))
+        print(f'labels injected: {amount:.4g}, the sum of the learning rates of all steps')
     _save(result, output, data, licence, Path(ns.recipe).name, changes)
     commands = _next_commands(recipe, output / 'model', data)
     print(''.join(f'{line}\n' for line in ('now try', *(f'  {command}' for command in commands)) if commands), end='')
@@ -303,8 +307,10 @@ def _next_commands(recipe: Recipe, folder: Path, data: Path) -> list[str]:
 
     commands = [] if recipe.embeds else [['predict', 'PICTURES', '--model', str(folder)]]
     for verb, split in (('validate', recipe.data.test or 'test'), ('tune', recipe.data.val)):
-        if has(split) and (verb != 'tune' or recipe.task == 'multi_label'):
+        if has(split) and recipe.task != 'self_supervised' and (verb != 'tune' or recipe.task == 'multi_label'):
             commands.append([verb, str(folder), *words, '--split', split])
+    if recipe.task == 'self_supervised' or recipe.injection is not None:
+        commands.append(['transfer', str(folder), '--data', 'FOLDER'])
     return [shlex.join(['timm-miil', *command]) for command in commands]
 
 
