@@ -20,9 +20,11 @@ TAUGHT = (
     'scenes_thkd', 'scenes_usi', 'scenes_usi_multi_label', 'scenes_usi_teacher')
 # They have parts beside the network.
 BESIDE = ('scenes_dhkd', 'scenes_dho', 'scenes_same_head', 'scenes_sla', 'scenes_sla_sd')
+# They learn without labels first, or do without that.
+INJECTED = ('scenes_injection', 'scenes_injection_supervised', 'scenes_simsiam')
 # Pictures of one digit, of tree scenes.
 ONE_DIGIT = (
-    *BESIDE, 'scenes_kd', 'scenes_no_teacher', 'scenes_sharing_teacher', 'scenes_shkd', 'scenes_thkd', 'scenes_usi',
+    *BESIDE, *INJECTED, 'scenes_kd', 'scenes_no_teacher', 'scenes_sharing_teacher', 'scenes_shkd', 'scenes_thkd', 'scenes_usi',
     'scenes_usi_teacher')
 PAPERS = ('asl_', 'csl_', 'in21k_semantic', 'in21k_transfer', 'mldecoder_', 'usi_imagenet')
 SUMMARY_CHARS = 110
@@ -66,7 +68,7 @@ def built():
     def build(recipe):
         if 'pretrained_backbone' in recipe.model.args:
             recipe = recipe.override({'model.args.pretrained_backbone': 'false'})
-        key = recipe.task == 'zero_shot', recipe.model.name, str(recipe.model.args)
+        key = recipe.task == 'zero_shot', recipe.embeds, recipe.model.name, str(recipe.model.args)
         if key not in made:
             # Words cannot be embedded without memory.
             with torch.device('cpu' if recipe.task == 'zero_shot' else 'meta'):
@@ -93,8 +95,8 @@ def test_every_recipe_says_what_it_is(name):
 @pytest.mark.parametrize('name', list_recipes())
 def test_every_recipe_can_be_built(name, small, built):
     recipe = load_recipe(name)
-    embedding = recipe.verification
-    assert built(recipe).num_classes == (len(NAMES) if embedding is None else embedding.embed_dim)
+    embed_dim = 0 if recipe.verification is None else recipe.verification.embed_dim
+    assert built(recipe).num_classes == (embed_dim if recipe.embeds else len(NAMES))
     assert isinstance(build_loss(
         recipe.loss, recipe.task, prior=torch.full((20,), 0.5), class_counts=torch.ones(20),
         hierarchy=build_hierarchy(recipe, TREE)), nn.Module)
@@ -111,12 +113,19 @@ def test_every_recipe_can_be_built(name, small, built):
 
 
 def test_every_twin_is_known():
-    assert sorted((*TWINS, *TAUGHT, *BESIDE)) == SCENES
+    assert sorted((*TWINS, *TAUGHT, *BESIDE, *INJECTED)) == SCENES
 
 
 @pytest.mark.parametrize('name', TWINS)
 def test_a_twin_changes_what_it_says_and_nothing_else(name):
     assert changes(load_recipe(name), load_recipe('scenes_asl')) == TWINS[name]
+
+
+def test_injection_has_a_start_and_a_lower_rate_than_its_twin():
+    recipe, without = load_recipe('scenes_injection'), load_recipe('scenes_injection_supervised')
+    assert changes(recipe, without) == {'injection', 'optimizer'} and without.injection is None
+    start = load_recipe(recipe.injection.start)
+    assert (start.model, start.tree_scenes) == (recipe.model, recipe.tree_scenes)
 
 
 @pytest.mark.parametrize('kind', ['', '_multi_label'])
