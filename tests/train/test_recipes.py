@@ -24,8 +24,8 @@ BESIDE = ('scenes_dhkd', 'scenes_dho', 'scenes_same_head', 'scenes_sla', 'scenes
 INJECTED = ('scenes_injection', 'scenes_injection_supervised', 'scenes_simsiam')
 # Pictures of one digit, of tree scenes.
 ONE_DIGIT = (
-    *BESIDE, *INJECTED, 'scenes_kd', 'scenes_no_teacher', 'scenes_sharing_teacher', 'scenes_shkd', 'scenes_thkd', 'scenes_usi',
-    'scenes_usi_teacher')
+    *BESIDE, *INJECTED, 'scenes_kd', 'scenes_no_teacher', 'scenes_sharing_teacher', 'scenes_shkd', 'scenes_thkd',
+    'scenes_usi', 'scenes_usi_teacher')
 PAPERS = ('asl_', 'csl_', 'in21k_semantic', 'in21k_transfer', 'mldecoder_', 'usi_imagenet')
 SUMMARY_CHARS = 110
 
