@@ -31,7 +31,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize('name, layout, channels, px', [(name, *facts) for name, facts in KINDS.items()])
-@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('training', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_each_kind_of_backbone_carries_the_head(name, layout, channels, px, training):
     model = attach_head(timm.create_model(name, device='meta').train(training), 20, SMALL_HEAD)
     assert (model.layout, model.num_features) == (layout, channels)

@@ -79,7 +79,9 @@ def test_the_head_reads_all_branches(name):
         model.token_grid(features, size[1:])
 
 
-@pytest.mark.parametrize('name', [*BRANCHES, 'gemma4_vit_167m_enc', 'deepseek_vit_412m_enc'])
+@pytest.mark.parametrize('name', [
+    *BRANCHES, *(pytest.param(name, marks=pytest.mark.slow)  # two seconds each
+                 for name in ('gemma4_vit_167m_enc', 'deepseek_vit_412m_enc'))])
 def test_the_generic_entry_point_takes_branches_and_bare_encoders(name):
     model = timm.create_model('mldecoder', backbone=name, num_classes=20, device='meta')
     size = timm.models.get_model_input_config(model.backbone)['input_size']

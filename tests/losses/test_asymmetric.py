@@ -497,7 +497,7 @@ def test_any_number_of_dimensions(shape):
 # ---- what a review found
 
 
-@pytest.mark.parametrize('dynamic', [None, True])
+@pytest.mark.parametrize('dynamic', [None, pytest.param(True, marks=pytest.mark.slow)])
 def test_modules_of_several_settings_compile_in_one_process(dynamic):
     torch._dynamo.reset()
     logits, targets = draw()

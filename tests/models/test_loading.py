@@ -41,7 +41,11 @@ def saved(folder, name, num_classes=5, safe=True, **kwargs):
     return folder
 
 
-@pytest.fixture(scope='module', params=FAMILIES)
+LARGE = ('tresnet_m', 'swin_tiny_patch4_window7_224', 'mldecoder_tresnet_m')  # seconds each
+
+
+@pytest.fixture(
+    scope='module', params=[pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in FAMILIES])
 def folder(request, tmp_path_factory):
     return saved(tmp_path_factory.mktemp('saved'), request.param, **FAMILIES[request.param])
 

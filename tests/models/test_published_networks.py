@@ -249,7 +249,8 @@ ARGS = {'miil_tresnet_m_bottleneck': {}, 'miil_sdl_tresnet_m': {}, 'miil_ofa_595
         'miil_binas_a': {}}
 
 
-@pytest.fixture(scope='module', params=ARGS)
+@pytest.fixture(scope='module', params=[  # a TResNet of the first layout like the one before it
+    pytest.param(name, marks=pytest.mark.slow) if name == 'miil_sdl_tresnet_m' else name for name in ARGS])
 def original(request, tmp_path_factory):
     """(name, file of the original layout, the network's tensors) with six classes."""
     torch.manual_seed(0)
