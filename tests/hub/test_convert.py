@@ -2,8 +2,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from original_checkpoints import ArchFixture
 from timm_miil import catalog
 from timm_miil._errors import CatalogError, CheckpointError
+from timm_miil.cli.main import main
 from timm_miil.hub import convert
 from timm_miil.hub._probe import check_probe
 
@@ -248,30 +247,36 @@ def test_what_has_no_original_file_is_on_the_hub(name, tmp_path):
 # ---- the command
 
 
-def command(*words, cwd):
-    return subprocess.run(
-        [sys.executable, '-m', 'timm_miil.cli.main', *map(str, words)], cwd=cwd, text=True, capture_output=True)
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the program's words in the folder of the test; its code, and what it wrote."""
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return code, *capsys.readouterr()
+    return run
 
 
-def test_the_command_converts_and_says_what_comes_next(source, tmp_path):
-    done = command('convert', source, '-o', 'model', cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, '')
-    lines = done.stdout.splitlines()
+def test_the_command_converts_and_says_what_comes_next(command, source, tmp_path):
+    code, out, err = command('convert', source, '-o', 'model')
+    assert (code, err) == (0, '')
+    lines = out.splitlines()
     assert lines[0].split() == ['weights', SMALL] and f'sha256     {digest(source)}' in lines
     assert 'note: neither the file nor the catalogue names its classes.' in lines
     assert lines[-1].startswith("now timm.create_model('local-dir:model', pretrained=True) loads it")
     assert sorted(path.name for path in (tmp_path / 'model').iterdir()) == FILES
 
 
-def test_what_a_file_says_does_nothing_to_the_terminal(tensors, tmp_path):
+def test_what_a_file_says_does_nothing_to_the_terminal(command, tensors, tmp_path):
     torch.save({**tensors, 'evil\x1b]0;pwn\x07': torch.zeros(1)}, tmp_path / 'weights.pth')
-    done = command('convert', 'weights.pth', '--as', SMALL, '-o', 'model', cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.rstrip('\n').isprintable() and r'evil\x1b]0;pwn\x07' in done.stderr
+    code, _, err = command('convert', 'weights.pth', '--as', SMALL, '-o', 'model')
+    assert code == 2 and err.rstrip('\n').isprintable() and r'evil\x1b]0;pwn\x07' in err
 
 
-def test_the_command_refuses_in_one_line(tmp_path):
+def test_the_command_refuses_in_one_line(command, tmp_path):
     (tmp_path / 'page.pth').write_text('<html>gone</html>')
-    done = command('convert', 'page.pth', '--as', SMALL, '-o', 'model', cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == '' and done.stderr.count('\n') == 1
-    assert done.stderr.startswith('timm-miil convert: ') and 'page.pth' in done.stderr
+    code, out, err = command('convert', 'page.pth', '--as', SMALL, '-o', 'model')
+    assert (code, out, err.count('\n')) == (2, '', 1)
+    assert err.startswith('timm-miil convert: ') and 'page.pth' in err
     assert not (tmp_path / 'model').exists()

@@ -111,17 +111,14 @@ def test_the_command_pushes_and_timm_loads(hub, folder, tmp_path, monkeypatch, c
         'HF_ENDPOINT': hub.url, 'HF_HOME': str(tmp_path / 'hf'), 'HF_TOKEN': 'hf_write', 'HF_HUB_DISABLE_XET': '1',
         'HF_HUB_DISABLE_TELEMETRY': '1', 'NO_PROXY': '127.0.0.1', 'OMP_NUM_THREADS': '1'}
 
-    def run(*words):
-        return subprocess.run(
-            [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=300)
-
     command = ('push', str(folder), '--repo', 'me/model')
-    done = run('-m', 'timm_miil.cli.main', *command)
-    assert done.returncode == 0, done.stderr
-    assert 'me/model: sent README.md, config.json, model.safetensors, and it arrived whole' in done.stdout
-    assert "now timm.create_model('hf-hub:me/model', pretrained=True) loads it" in done.stdout
-    assert 'hf_write' not in done.stdout + done.stderr
-    loaded = run('-c', LOAD)
+    assert main(list(command)) == 0
+    out, err = capsys.readouterr()
+    assert 'me/model: sent README.md, config.json, model.safetensors, and it arrived whole' in out
+    assert "now timm.create_model('hf-hub:me/model', pretrained=True) loads it" in out
+    assert 'hf_write' not in out + err
+    loaded = subprocess.run(
+        [sys.executable, '-c', LOAD], env=environment, capture_output=True, text=True, timeout=300)
     assert loaded.returncode == 0, loaded.stderr
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     with torch.no_grad():
