@@ -70,6 +70,7 @@ def test_config_says_what_readers_need(tmp_path, card):
     assert not {'url', 'file', 'hf_hub_id', 'source'} & config['pretrained_cfg'].keys()
 
 
+@pytest.mark.slow
 def test_the_cards_usage_runs_as_written(tmp_path, card):
     save_model_folder(build(), tmp_path / 'model', label_names=LABELS, card=card)
     Image.new('RGB', (30, 40), 'red').save(tmp_path / 'picture.png')

@@ -47,7 +47,13 @@ def test_the_committed_cards_are_what_the_catalogue_says():
     assert len(list((CHECKOUT / 'hub_cards').iterdir())) == len(NAMES) >= 97
 
 
-def test_the_command_writes_what_differs_and_checks_the_rest(tmp_path, capsys):
+@pytest.fixture
+def rendered(monkeypatch):
+    """The cards that were rendered above, instead of once more."""
+    monkeypatch.setattr('timm_miil.hub.cards.catalog_card', CARDS.__getitem__)
+
+
+def test_the_command_writes_what_differs_and_checks_the_rest(rendered, tmp_path, capsys):
     folder, name = tmp_path / 'new' / 'cards', 'resnet50.miil_in21k.md'
     assert main(['cards', str(folder)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(NAMES) == len(list(folder.iterdir()))
@@ -69,7 +75,7 @@ def test_the_command_writes_what_differs_and_checks_the_rest(tmp_path, capsys):
     assert check_cards(folder) == ('other.md: is of no weights in the catalogue',)
 
 
-def test_a_folder_that_is_not_there_has_no_cards(tmp_path):
+def test_a_folder_that_is_not_there_has_no_cards(rendered, tmp_path):
     assert check_cards(tmp_path / 'none')[0].endswith('.md: is not there')
     assert not (tmp_path / 'none').exists()
 

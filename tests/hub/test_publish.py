@@ -156,6 +156,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_weights_of_a_stock_network_load_in_timm_without_us(hub, tmp_path):  # a process: 5 to 20 s
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

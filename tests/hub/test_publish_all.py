@@ -192,19 +192,24 @@ def test_two_runs_do_not_share_a_journal(hub, send, tmp_path):
     assert states(send([SCENES])) == {SCENES: 'pushed'}
 
 
-@pytest.mark.parametrize('spoil', [
+SPOILT = [
     lambda text: text[:-20], lambda text: '[]', lambda text: '{}', lambda text: text.replace('journal 1', 'journal 9'),
     lambda text: text.replace('"commit": "', '"commits": "'),
     lambda text: text.replace('"state": "pushed"', '"state": 1'),
-    lambda text: text.replace('"sha256": "', '"sha256": "x'), lambda text: '[' * 100_000, lambda text: '\x00'])
-def test_a_damaged_journal_is_one_error_and_stays(hub, send, tmp_path, spoil):
+    lambda text: text.replace('"sha256": "', '"sha256": "x'), lambda text: '[' * 100_000, lambda text: '\x00']
+
+
+def test_a_damaged_journal_is_one_error_and_stays(hub, send, tmp_path):
     send([SCENES])
-    path = tmp_path / 'journal.json'
-    path.write_text(spoil(path.read_text()))
-    before, seen = path.read_bytes(), len(hub.requests('PUT|/commit/'))
-    with pytest.raises(HubError, match='the journal .* is damaged: .*; move it away'):
-        send([SCENES])
-    assert path.read_bytes() == before and len(hub.requests('PUT|/commit/')) == seen
+    path, seen = tmp_path / 'journal.json', len(hub.requests('PUT|/commit/'))
+    whole = path.read_text()
+    for number, spoil in enumerate(SPOILT):
+        path.write_text(spoil(whole))
+        before = path.read_bytes()
+        assert before != whole.encode(), number
+        with pytest.raises(HubError, match='the journal .* is damaged: .*; move it away'):
+            send([SCENES])
+        assert path.read_bytes() == before and len(hub.requests('PUT|/commit/')) == seen, number
 
 
 def test_an_interruption_leaves_a_good_journal(hub, tmp_path, sources, send):  # a process: 5 to 20 s
