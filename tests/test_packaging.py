@@ -83,11 +83,13 @@ def test_the_sdist_builds_the_same_wheel(source_tree, contents, build_distributi
 # ---- the wheel at work, outside the checkout
 
 
+@pytest.mark.slow
 def test_the_program_runs(installed, tmp_path):
     version = installed.run('timm-miil', '--version', cwd=tmp_path)
     assert (version.returncode, version.stdout.split()[-1]) == (0, __version__)
 
 
+@pytest.mark.slow
 def test_it_lists_the_models(installed, tmp_path):
     done = installed.run('timm-miil', 'list', 'mldecoder_tresnet_*', cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, '')

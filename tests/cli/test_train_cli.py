@@ -344,6 +344,7 @@ def test_sigterm_saves_and_the_run_goes_on(data_dir, tmp_path, capsys):
     assert re.findall(r'^epoch (\d+)/', capsys.readouterr().out, re.MULTILINE) == [str(done + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('launcher', [
     ['torch.distributed.run', '--nproc-per-node', '2', '-m'],
     pytest.param(['accelerate.commands.launch', '--num_processes', '2', '--cpu', '-m'], marks=pytest.mark.slow),

@@ -108,6 +108,7 @@ def test_a_saved_folder_takes_other_labels_at_loading_and_loses_its_head_for_fea
     assert logits(load(save(model, tmp_path), num_classes=0)).shape == (2, model.num_features)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_card_works_in_another_process(tmp_path):
     model = build(labels=LABELS)
     model.set_labels(OTHERS)

@@ -122,9 +122,9 @@ def test_of_processes_that_start_together_one_converts(publish, server, home):
     tensors = original(STOCK)
     url = publish(tensors)
     words = [sys.executable, '-c', CODE, STOCK, json.dumps({'url': url}), 'conv_stem.weight']
-    running = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0]
+    assert [process.returncode for process in running] == [0, 0]
     assert {float(words) for words in said} == {float(tensors['conv_stem.weight'].double().sum())}
     assert server.requests == ['/weights.pth']
     assert len(files(home)) == 1
