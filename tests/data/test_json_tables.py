@@ -95,10 +95,11 @@ def test_the_last_of_a_name_counts(write):
         read_columns(write(text[:-1] + ', "images": 7}'), TABLES)
 
 
-def test_a_large_file_is_never_whole_in_memory(write):
+def test_a_large_file_is_never_whole_in_memory(write, monkeypatch):
+    monkeypatch.setattr(_json, 'CHUNK', 1 << 17)
     outline = [[round(0.37 * number, 2) for number in range(1000)]]
     path = write(json.dumps({
-        'images': [{'id': number, 'name': 'x', 'outline': outline} for number in range(3000)], 'empty': []}))
+        'images': [{'id': number, 'name': 'x', 'outline': outline} for number in range(600)], 'empty': []}))
     tracemalloc.start()
     read_columns(path, TABLES)
     peak = tracemalloc.get_traced_memory()[1]

@@ -268,15 +268,17 @@ def test_evaluation_projects_the_queries_once_until_something_changes(change):
 
 
 @pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak is reset through /proc')
-def test_a_hundred_thousand_labels_in_bounded_memory():
-    code = '''
+# The queries alone are 73 and 293 MB. Embeddings and logits are 1 and 4 MB; the allocator keeps some.
+@pytest.mark.parametrize(('most', 'bound'), [(25_000, 40), pytest.param(100_000, 60, marks=pytest.mark.slow)])
+def test_many_labels_in_bounded_memory(most, bound):
+    code = f'''
         import re, torch
         from timm_miil.heads import ZeroShotMLDecoder
         torch.set_num_threads(1)
         head = ZeroShotMLDecoder(64, embed_dim=768, text_dim=8, feedforward_dim=256).eval()
         features = torch.randn(1, 49, 64)
         peaks = []
-        for num_labels in (1_000, 100_000):
+        for num_labels in (1_000, {most}):
             head.set_queries(torch.randn(num_labels, 8))
             with open('/proc/self/clear_refs', 'w') as file:
                 file.write('5')  # the peak is now what is resident
@@ -287,8 +289,7 @@ def test_a_hundred_thousand_labels_in_bounded_memory():
     '''
     done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    # The queries alone are 293 MB. Embeddings and logits are 4 MB; the allocator keeps some.
-    assert float(done.stdout) < 60
+    assert float(done.stdout) < bound
 
 
 def train_as(rank, store):
