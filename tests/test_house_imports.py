@@ -181,5 +181,6 @@ def test_optional_packages_are_the_ones_the_extras_install():
         for extra, requirements in settings['options.extras_require'].items() if extra not in ('test', 'dev')
         for requirement in requirements.split()}
     distribution = {
-        'sklearn': 'scikit-learn', 'pytorch_grad_cam': 'grad-cam', 'sentence_transformers': 'sentence-transformers'}
+        'sklearn': 'scikit-learn', 'pytorch_grad_cam': 'grad-cam', 'pytorch_metric_learning': 'pytorch-metric-learning',
+        'sentence_transformers': 'sentence-transformers'}
     assert {(extra, distribution.get(name, name)) for name, extra in EXTRA_OF_IMPORT.items()} == installs

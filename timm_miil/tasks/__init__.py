@@ -21,8 +21,8 @@ from timm_miil.tasks.zero_shot import ZeroShotTask
 __all__ = [
     'ClassifierSharingTask', 'ComicModel', 'ComicTask', 'DualHead', 'DualHeadTask', 'LabelAugmentation',
     'LabelAugmentationTask', 'LabelInjectionTask', 'MarginSoftmax', 'MultiLabelDistillationTask', 'MultiLabelTask',
-    'NUM_TRANSFORMS', 'PositiveUnlabeledTask', 'SemanticDiversityTask', 'SemanticPretrainTask', 'SharedHeadModel', 'SharingModel',
-    'SimSiam', 'SimSiamTask', 'SingleLabelTask', 'SupervisedDistillationTask', 'Teacher', 'TeacherCache',
-    'TrainingModel', 'TrainingModelTask', 'VerificationTask', 'ZeroShotTask', 'aggregate_logits', 'fit_dual_head',
-    'freeze_head', 'joint_cross_entropy', 'kept_network', 'teacher_fingerprint', 'transform_images',
+    'NUM_TRANSFORMS', 'PositiveUnlabeledTask', 'SemanticDiversityTask', 'SemanticPretrainTask', 'SharedHeadModel',
+    'SharingModel', 'SimSiam', 'SimSiamTask', 'SingleLabelTask', 'SupervisedDistillationTask', 'Teacher',
+    'TeacherCache', 'TrainingModel', 'TrainingModelTask', 'VerificationTask', 'ZeroShotTask', 'aggregate_logits',
+    'fit_dual_head', 'freeze_head', 'joint_cross_entropy', 'kept_network', 'teacher_fingerprint', 'transform_images',
 ]
