@@ -17,15 +17,16 @@ from timm_miil.data.targets import Indices, SparseTargets
 from timm_miil.data.text_encoder import embed_text
 from timm_miil.data.transforms import create_paper_transform
 from timm_miil.data.tree_scenes import TreeSceneConfig, make_tree_scenes
-from timm_miil.data.zero_shot import read_labels, read_word_vectors
+from timm_miil.data.zero_shot import read_labels, read_word_vectors, save_word_vectors
 
 __all__ = [
-    'IMAGE_SUFFIXES', 'TREE_FILE', 'ClassTree', 'IdentityConfig', 'ImageStream', 'In21kReport', 'Indices',
-    'LabelStatistics', 'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'RobustQuerySampler', 'SceneConfig',
-    'SparseTargets', 'TreeSceneConfig', 'check_in21k', 'create_paper_transform', 'decode_image', 'embed_text',
+    'ClassTree', 'IMAGE_SUFFIXES', 'IdentityConfig', 'ImageStream', 'In21kReport', 'Indices', 'LabelStatistics',
+    'LabelledImages', 'MultiLabelDataset', 'MultiLabelRecords', 'RobustQuerySampler', 'SceneConfig', 'SparseTargets',
+    'TREE_FILE', 'TreeSceneConfig', 'check_in21k', 'create_paper_transform', 'decode_image', 'embed_text',
     'find_format', 'find_images', 'fixed_per_class', 'has_split', 'index_shards', 'label_statistics',
     'labelled_per_class', 'list_formats', 'list_splits', 'load_image', 'make_identities', 'make_scenes',
     'make_tree_scenes', 'mix_seed', 'open_split', 'positives_only', 'prepare_in21k', 'query_gains', 'random_per_sample',
     'read_class_tree', 'read_coco', 'read_hf', 'read_label_set', 'read_labels', 'read_shards', 'read_word_vectors',
-    'robust_query_prob', 'seeded', 'source_statistics', 'with_ancestors', 'write_class_tree', 'write_shards',
+    'robust_query_prob', 'save_word_vectors', 'seeded', 'source_statistics', 'with_ancestors', 'write_class_tree',
+    'write_shards',
 ]

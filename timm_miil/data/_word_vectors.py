@@ -20,7 +20,7 @@ MAX_HEADER_BYTES = 64
 MAX_LINE_BYTES = 1 << 21  # MAX_DIM numbers of 30 characters, and a word
 READ_BYTES = 1 << 20
 OTHER_FORMS = MappingProxyType({
-    b'PK\x03\x04': 'a zip archive, as .npz and .pt files are', b'\x80': 'a pickle, as old .pt files are',
+    b'PK\x03\x04': 'a zip archive, as .npz and .pt files are', b'\x80': 'a pickle, as .pkl files are',
     b'\x1f\x8b': 'compressed by gzip', b'\x89HDF': 'an HDF5 file'})
 """What files that are neither text nor word2vec's binary form begin with."""
 
@@ -34,8 +34,8 @@ def refuse_other_forms(path: Path) -> None:
     for start, words in OTHER_FORMS.items():
         if head.startswith(start):
             raise ValueError(
-                f'{path} is {words}, which is not read; give text (.txt, .vec), the binary form of word2vec (.bin), or '
-                f'an array (K, E) by numpy.save (.npy) or safetensors.torch.save_file (.safetensors).')
+                f'{path} is {words}, which its name does not say; name it so, or give text (.txt, .vec), the binary '
+                f'form of word2vec (.bin), or an array (K, E) by numpy.save (.npy) or save_file (.safetensors).')
 
 
 def read_text_rows(path: Path, wanted: Collection[str]) -> dict[str, Row]:
