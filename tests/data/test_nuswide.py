@@ -93,6 +93,46 @@ def test_missing_files_are_named(name, words, write):
         open_split(data_dir, 'train')
 
 
+TAGS = ('blue', 'sky', 'nikon')
+TAG_ROWS = {'Train': [[1, 1, 0], [0, 0, 1], [0, 1, 1]], 'Test': [[1, 0, 1]]}
+
+
+def write_tags(data_dir, folder='NUS_WID_Tags'):
+    (data_dir / folder).mkdir(exist_ok=True)
+    (data_dir / folder / 'TagList1k.txt').write_text('\n'.join(TAGS) + '\n')
+    for part, rows in TAG_ROWS.items():
+        (data_dir / folder / f'{part}_Tags1k.dat').write_text(
+            ''.join('\t'.join(map(str, row)) + '\t\n' for row in rows))
+
+
+def test_tags_that_are_no_concept_are_labels_before_the_concepts(write):
+    data_dir = write()
+    write_tags(data_dir)
+    records = open_split(data_dir, 'train', tags=True)
+    assert records.label_names == ('blue', 'nikon', *CONCEPTS)
+    assert records.targets.tolist() == [
+        [row[0], row[2], *shows] for row, shows in zip(TAG_ROWS['Train'], TRAIN.values())]
+    assert open_split(data_dir, 'test', tags=True).targets.tolist() == [[1, 1, 1, 0, 0]]
+    assert open_split(data_dir, 'train').label_names == CONCEPTS
+    some = open_split(data_dir, 'train', tags=True, labels=['person', 'nikon'], ignore_unknown_labels=True)
+    assert some.targets.tolist() == [[0, 0], [0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(('text', 'words'), [
+    ('1 0 0\n1 0 0\n', 'must have one line a picture of .*TrainImagelist.txt, 3 in all, got 2'),
+    ('1 0 0\n1 0\n', 'of 3 numbers, one a tag of .*TagList1k.txt, got 2 in line 2'),
+    ('1 0 0\n' * 4, 'must have 3 lines, .* in line 4'), ('1 0 0\n1 7 0\n1 0 0\n', 'line 2: a tag must be 0 or 1'),
+])
+def test_wrong_tags_are_refused(text, words, write):
+    data_dir = write()
+    with pytest.raises(FileNotFoundError, match='has no TagList1k.txt or Train_Tags1k.dat in . or NUS_WID_Tags'):
+        open_split(data_dir, 'train', tags=True)
+    write_tags(data_dir)
+    (data_dir / 'NUS_WID_Tags' / 'Train_Tags1k.dat').write_text(text)
+    with pytest.raises(ValueError, match=words):
+        open_split(data_dir, 'train', tags=True)
+
+
 CSV = """filepath,label,split_name
 actor/1_2.jpg,"['clouds', 'sky']",train
 zoo/3_4.jpg,[],val
@@ -122,3 +162,5 @@ def test_both_kinds_of_lists_are_a_choice(write):
         open_split(data_dir, 'train')
     assert len(open_split(data_dir, 'train', lists='authors')) == 3
     assert len(open_split(data_dir, 'train', lists='csv', image_dir='Flickr')) == 2
+    with pytest.raises(ValueError, match="tags must be false for nus_wid_data.csv, .* lists='authors'"):
+        open_split(data_dir, 'train', lists='csv', tags=True)
