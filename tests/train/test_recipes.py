@@ -45,6 +45,8 @@ TWINS = {
     'scenes_long_tail_negative': {'loss', 'partial', 'scenes'},
     'scenes_comic': {'balanced', 'loss', 'partial', 'scenes'},
     'scenes_pu': {'loss', 'partial', 'positive_unlabeled', 'scenes'},
+    'scenes_sdl': {'epochs', 'loss', 'model', 'scenes', 'task', 'unseen_labels'},
+    'scenes_sdl_single': {'epochs', 'loss', 'model', 'scenes', 'task', 'unseen_labels'},
     'scenes_single_label': {'loss', 'scenes', 'task'},
     'scenes_zero_shot': {'epochs', 'model', 'scenes', 'task', 'unseen_labels'},
 }
@@ -132,6 +134,30 @@ def test_injection_has_a_start_and_a_lower_rate_than_its_twin():
 def test_a_teacher_is_all_that_its_twin_lacks(kind):
     recipe, without = load_recipe(f'scenes_usi{kind}'), load_recipe(f'scenes_no_teacher{kind}')
     assert changes(recipe, without) == {'teacher'} and without.teacher is None
+
+
+def test_a_single_vector_is_all_that_its_twin_lacks():
+    recipe, single = load_recipe('scenes_sdl'), load_recipe('scenes_sdl_single')
+    assert recipe.model.args['num_rows'] > 1 and recipe.override({'model.args.num_rows': '1'}).model == single.model
+    assert changes(recipe, single) == {'model'}
+    assert recipe.unseen_labels == load_recipe('scenes_zero_shot').unseen_labels
+
+
+@pytest.mark.parametrize(('name', 'optimizer', 'course', 'image_size'), [
+    ('sdl_coco', ('adam', 2.5e-5, 3e-4), (10, 32, 0.0, 0.1), 224),
+    ('sdl_nuswide', ('adam', 2.5e-5, 3e-4), (10, 32, 0.0, 0.1), 224),
+    ('mldecoder_nuswide_zsl', ('adam', 1e-4, 1e-2), (40, 56, 0.9997, 0.2), 448)])
+def test_the_zero_shot_recipes_are_the_published_scripts(name, optimizer, course, image_size):
+    recipe = load_recipe(name)
+    assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay) == optimizer
+    assert recipe.schedule.name == 'onecycle' and recipe.augment.image_size == image_size
+    assert (recipe.epochs, recipe.batch_size, recipe.ema_decay, recipe.schedule.args['pct_start']) == course
+    if name == 'mldecoder_nuswide_zsl':
+        assert recipe.loss == load_recipe('mldecoder_coco_448').loss
+    else:
+        assert recipe.loss.args == {'diversity_weight': 0.01}
+        assert recipe.model.args['num_rows'] == {'sdl_coco': 2, 'sdl_nuswide': 7}[name]
+    assert len(recipe.zero_shot.unseen_labels()) == {'sdl_coco': 17}.get(name, 81)
 
 
 def test_the_complete_recipe_of_usi():
