@@ -75,6 +75,7 @@ def test_a_verb_is_imported_when_it_is_used():
     assert last == "['timm_miil.cli._text', 'timm_miil.cli.list', 'timm_miil.cli.main']"
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, '-m', 'timm_miil.cli.main', 'list', 'no-such-*'], env=ENVIRONMENT,

@@ -426,6 +426,7 @@ def start(*words: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_it_quietly(many, model_dir):
     with start(many, '--model', model_dir) as process:
         assert process.stdout.readline().startswith(str(many))

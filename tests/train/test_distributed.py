@@ -60,15 +60,16 @@ JOBS = {
         'prior': '{epochs = 2, loss = {name = "class_aware_selective", args = {mode = "ignore"}}}'}, 'output': True},
 }
 NEAR_TIES = 0.1    # percent of mAP: two of 31 pictures whose scores differ by rounding change places
+SLOW = ('mean', 'teacher_sum', 'teacher_fsdp', 'fsdp_uneven', 'interrupted_fsdp', 'interrupted_late')
 LAUNCHED = {'torchrun': list(JOBS), 'accelerate': ['plain', 'interrupted']}
 
 
 @pytest.fixture(scope='module')
 def launched(tiny_scenes, tmp_path_factory):
-    """What each process of each launcher found, by launcher and job."""
-    found = {}
-    for launcher, names in LAUNCHED.items():
-        folder = tmp_path_factory.mktemp(launcher)
+    """What each process of each launcher found, by launcher and job; asked for one, it runs all, or all slow ones."""
+    def launch(launcher, is_slow):
+        names = [name for name in LAUNCHED[launcher] if (name in SLOW) == is_slow]
+        folder, found = tmp_path_factory.mktemp(launcher), {}
         (folder / 'jobs.json').write_text(json.dumps({name: JOBS[name] for name in names}))
         done = subprocess.run(
             [*LAUNCHERS[launcher], str(CHILD), str(tiny_scenes), str(folder / 'jobs.json'), str(folder)],
@@ -78,7 +79,13 @@ def launched(tiny_scenes, tmp_path_factory):
         for name in names:
             found[launcher, name] = [
                 torch.load(folder / f'{name}-{rank}.pt', weights_only=False) for rank in (0, 1)] + [folder / name]
-    return found
+        return found
+
+    class Found(dict):
+        def __missing__(self, key):
+            self.update(launch(key[0], key[1] in SLOW))
+            return self[key]
+    return Found()
 
 
 def alone(scenes, name, tmp_path, **others):
@@ -96,7 +103,8 @@ def check_same(found, want, tolerance):
 
 
 @pytest.mark.parametrize(('launcher', 'name'), [
-    ('torchrun', 'plain'), ('torchrun', 'parts'), ('torchrun', 'mean'), ('accelerate', 'plain')])
+    ('torchrun', 'plain'), ('torchrun', 'parts'), pytest.param('torchrun', 'mean', marks=pytest.mark.slow),
+    pytest.param('accelerate', 'plain', marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(launched, tiny_scenes, tmp_path, launcher, name):
     main, other, _ = launched[launcher, name]
     want = alone(tiny_scenes, name, tmp_path)
@@ -142,8 +150,9 @@ def test_shared_parameters_train_as_whole_ones(launched, tiny_scenes, tmp_path):
 
 
 @pytest.mark.parametrize(('launcher', 'name'), [
-    ('torchrun', 'interrupted'), ('torchrun', 'interrupted_fsdp'), ('torchrun', 'interrupted_late'),
-    ('accelerate', 'interrupted')])
+    ('torchrun', 'interrupted'), pytest.param('torchrun', 'interrupted_fsdp', marks=pytest.mark.slow),
+    pytest.param('torchrun', 'interrupted_late', marks=pytest.mark.slow),
+    pytest.param('accelerate', 'interrupted', marks=pytest.mark.slow)])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(launched, tiny_scenes, tmp_path, launcher, name):
     main, other, folder = launched[launcher, name]
     [words], [other_words] = main['interrupted'], other['interrupted']
@@ -154,7 +163,9 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(launched, tiny_sc
     assert (folder / 'summary.json').exists() and (folder / 'results.csv').exists()
 
 
-@pytest.mark.parametrize(('name', 'tolerance'), [('teacher', 2e-5), ('teacher_sum', 2e-5), ('teacher_fsdp', 1e-3)])
+@pytest.mark.parametrize(('name', 'tolerance'), [
+    ('teacher', 2e-5), pytest.param('teacher_sum', 2e-5, marks=pytest.mark.slow),
+    pytest.param('teacher_fsdp', 1e-3, marks=pytest.mark.slow)])
 def test_two_processes_learn_from_a_teacher_as_one(launched, tiny_scenes, tmp_path, name, tolerance):
     main, other, _ = launched['torchrun', name]
     want = alone(tiny_scenes, name, tmp_path)
@@ -169,7 +180,7 @@ def test_two_processes_learn_from_a_teacher_as_one(launched, tiny_scenes, tmp_pa
         assert kept['test'] == pytest.approx(want['test'], rel=1e-6) and len(kept['logits']) == 9
 
 
-@pytest.mark.parametrize('name', ['uneven', 'fsdp_uneven'])
+@pytest.mark.parametrize('name', ['uneven', pytest.param('fsdp_uneven', marks=pytest.mark.slow)])
 def test_processes_validate_different_numbers_of_batches(launched, tiny_scenes, tmp_path, name):
     main, _, _ = launched['torchrun', name]
     want = alone(tiny_scenes, name, tmp_path)

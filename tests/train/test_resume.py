@@ -111,7 +111,8 @@ def same_weights(a, b):
 @pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 @pytest.mark.parametrize('changes', [
     {'optimizer.name': 'muon', 'ema_decay': '0.5'},
-    {'schedule.name': 'onecycle', 'schedule.warmup_epochs': '0', 'optimizer.name': 'adam'},
+    pytest.param(
+        {'schedule.name': 'onecycle', 'schedule.warmup_epochs': '0', 'optimizer.name': 'adam'}, marks=pytest.mark.slow),
     {'grad_accum_steps': '2', 'clip_grad': '0.5', 'precision': 'bf16', 'optimizer.name': 'sgd', 'workers': '1'},
     {'loss.name': 'adaptive_asymmetric', 'loss.args': '{rate = 0.5}', 'stop_epoch': '1'},
 ], ids=['muon', 'onecycle', 'parts', 'adaptive'])
