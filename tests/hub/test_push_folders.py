@@ -56,7 +56,7 @@ def test_a_card_that_is_edited_here_goes_as_it_is(hub, student, tmp_path):
     assert hub.read('lab/student', 'README.md') == edited
 
 
-@pytest.mark.parametrize('name', [SCENES, ZERO_SHOT, STUDENT])
+@pytest.mark.parametrize('name', [SCENES, pytest.param(ZERO_SHOT, marks=pytest.mark.slow), STUDENT])
 def test_the_card_is_the_one_that_converting_for_the_repository_writes(hub, student, tmp_path, name):
     folder = tmp_path / 'model'
     source = student.parent / 'student.pth' if name == STUDENT else name
@@ -142,7 +142,7 @@ def test_a_snapshot_of_the_hubs_cache_may_be_pushed(hub, folder, tmp_path):
 # ---- what others did on the Hub
 
 
-@pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
+@pytest.mark.parametrize('name', [pytest.param('config.json', marks=pytest.mark.slow), 'model.safetensors'])
 def test_a_file_that_somebody_changed_stays_unless_forced(hub, folder, tmp_path, name, capsys):
     push(hub, folder)
     other = make(tmp_path / 'other', seed=2)

@@ -161,7 +161,8 @@ def test_no_folder_is_needed(pictures, recipe, undisturbed, tmp_path, monkeypatc
 # ---- stopped and resumed
 
 
-@pytest.mark.parametrize('step', [2, STEPS, STEPS + 3, 2 * STEPS, 2 * STEPS + 2])
+@pytest.mark.parametrize('step', [
+    2, 2 * STEPS + 2, *(pytest.param(step, marks=pytest.mark.slow) for step in (STEPS, STEPS + 3, 2 * STEPS))])
 def test_a_signal_in_either_phase_costs_no_step(pictures, recipe, undisturbed, tmp_path, spy, step):
     """The first eight steps are the temporary network's; the one that the signal comes in is ended."""
     spy.before_step = lambda number: number == step and os.kill(os.getpid(), 15)
@@ -177,7 +178,7 @@ def test_a_signal_in_either_phase_costs_no_step(pictures, recipe, undisturbed, t
     assert spy.num_steps == 3 * STEPS, 'steps were repeated'
 
 
-@pytest.mark.parametrize('average', ['last_epoch', 'all_epochs'])
+@pytest.mark.parametrize('average', ['last_epoch', pytest.param('all_epochs', marks=pytest.mark.slow)])
 def test_a_crash_goes_back_to_the_last_checkpoint_of_the_estimate(pictures, recipe, tmp_path, spy, average):
     recipe = recipe.override({'prior.average': average, 'checkpoint_steps': '3'})
     whole, before = train(recipe, pictures, output=tmp_path / 'whole'), spy.num_steps
