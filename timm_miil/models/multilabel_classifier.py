@@ -16,6 +16,7 @@ from timm_miil.heads import create_head, list_heads
 from timm_miil.models._headed import (
     HeadedClassifier, backbone_facts, create_headed, fit_checkpoint, with_backbone_facts)
 from timm_miil.models._loading import unwrap
+from timm_miil.models.lgconv import convert_to_lgconv
 
 __all__ = ['MultiLabelClassifier']
 
@@ -35,6 +36,8 @@ class MultiLabelClassifier(HeadedClassifier):
         drop_rate: Dropout of the head, in [0, 1); None for its own default.
         global_pool: 'avg' or '', for features without a head.
         pretrained_backbone: Start from timm's weights of the backbone; not needed with `pretrained=True`.
+        lgconv: Whether the backbone's 3x3 convolutions have global branches, see `convert_to_lgconv`; with them it
+            starts as what it is without.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
         backbone_args: Passed to the timm backbone, whatever their names; for those that are also ours, such as
@@ -57,6 +60,7 @@ class MultiLabelClassifier(HeadedClassifier):
             drop_rate: float | None = None,
             global_pool: str = 'avg',
             pretrained_backbone: bool = False,
+            lgconv: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
             backbone_args: Mapping[str, Any] | None = None,
@@ -69,6 +73,8 @@ class MultiLabelClassifier(HeadedClassifier):
             global_pool=global_pool, pretrained_backbone=pretrained_backbone, device=device, dtype=dtype,
             backbone_args=backbone_args, **backbone_kwargs)
         self.classifier_key = _classifier_key(head)
+        if lgconv:
+            convert_to_lgconv(self.backbone)
 
 
 def _classifier_key(head: str) -> str:
