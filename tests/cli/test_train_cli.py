@@ -183,8 +183,11 @@ def test_one_label_a_picture(tmp_path, capsys):
 def test_labels_that_were_held_out_are_measured_too(data_dir, tmp_path, capsys):
     assert run(TINY, '--data-dir', data_dir, '--output', tmp_path / 'a', '--epochs', 1, '--set', 'task=zero_shot',
                'model.name=mldecoder_zero_shot', 'unseen_labels=["red 2", "red 7"]') == 0
-    line = r'^test mAP \d+\.\d\d, of labels never trained on (\d+\.\d\d), with the weights of epoch 1$'
-    unseen = re.search(line, capsys.readouterr().out, re.MULTILINE)[1]
+    line = r'^test mAP \d+\.\d\d, of labels never trained on (\d+\.\d\d), of both together \d+\.\d\d, with the'
+    out = capsys.readouterr().out
+    unseen = re.search(line, out, re.MULTILINE)[1]
+    found = r'^seen and unseen labels, in pictures that show one: mAP \d+\.\d\d, F1 of the 3 best \d+\.\d\d, F1'
+    assert re.search(found, out, re.MULTILINE)
     card = (tmp_path / 'a' / 'model' / 'README.md').read_text(encoding='utf-8')
     assert f'| mean over labels that were not trained on of average precision, percent | test | {unseen} |' in card
     assert 'of 18 labels' in card and 'arXiv:2111.12933' in card

@@ -178,6 +178,8 @@ def run(ns: argparse.Namespace) -> int:
     if not result.is_main_process:
         return 0
     print(_score(result))
+    for line in _retrieval(result):
+        print(line)
     if recipe.injection is not None:
         amount = injected_amount(recipe, num_pictures(result.splits.train))
         print(f'labels injected: {amount:.4g}, the sum of the learning rates of all steps')
@@ -240,8 +242,20 @@ def _score(result: TrainResult) -> str:
         others = (f'{figures[f"tar_at_{far:g}"]:.2f} at {far:g} %' for far in settings.fars)
         words = ', '.join([f'{words} at FAR {settings.far:g} %', *others]) + ','
     if result.unseen_metrics:
-        words += f', of labels never trained on {result.unseen_metrics["map"]:.2f},'
+        words += (
+            f', of labels never trained on {result.unseen_metrics["map"]:.2f}, of both together '
+            f'{result.generalised_metrics["map"]:.2f},')
     return f'{words} with the weights of epoch {result.best_epoch}'
+
+
+def _retrieval(result: TrainResult) -> Iterator[str]:
+    """How well labels are found in the pictures that show one, a line for each set of labels."""
+    if result.unseen_metrics:
+        for name, figures in (
+                ('seen', result.test_metrics), ('unseen', result.unseen_metrics),
+                ('seen and unseen', result.generalised_metrics)):
+            words = [f'F1 of the {k} best {figures[f"f1_at_{k}"]:.2f}' for k in (3, 5) if f'f1_at_{k}' in figures]
+            yield ', '.join([f'{name} labels, in pictures that show one: mAP {figures["retrieval_map"]:.2f}', *words])
 
 
 def _save(
@@ -305,7 +319,11 @@ def _next_commands(recipe: Recipe, folder: Path, data: Path) -> list[str]:
     def has(split: str) -> bool:
         return has_split(data, split, recipe.data.format, **options)
 
-    commands = [] if recipe.embeds else [['predict', 'PICTURES', '--model', str(folder)]]
+    predict = ['predict', 'PICTURES', '--model', str(folder)]
+    if recipe.zero_shot is not None and recipe.zero_shot.word_vectors:  # the folder has no words
+        predict += ['--labels', 'LABELS.txt', '--embeddings', recipe.zero_shot.word_vectors]
+        words += ['--embeddings', recipe.zero_shot.word_vectors]
+    commands = [] if recipe.embeds else [predict]
     for verb, split in (('validate', recipe.data.test or 'test'), ('tune', recipe.data.val)):
         if has(split) and recipe.task != 'self_supervised' and (verb != 'tune' or recipe.task == 'multi_label'):
             commands.append([verb, str(folder), *words, '--split', split])
