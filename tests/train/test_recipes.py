@@ -21,7 +21,7 @@ TAUGHT = (
 # They have parts beside the network.
 BESIDE = ('scenes_dhkd', 'scenes_dho', 'scenes_same_head', 'scenes_sla', 'scenes_sla_sd')
 # They learn without labels first, or do without that.
-INJECTED = ('scenes_injection', 'scenes_injection_supervised', 'scenes_simsiam')
+INJECTED = ('scenes_injection', 'scenes_injection_supervised', 'scenes_rotation', 'scenes_simsiam')
 # Pictures of one digit, of tree scenes.
 ONE_DIGIT = (
     *BESIDE, *INJECTED, 'scenes_kd', 'scenes_no_teacher', 'scenes_sharing_teacher', 'scenes_shkd', 'scenes_thkd',

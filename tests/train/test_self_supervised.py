@@ -73,7 +73,7 @@ def test_parts_of_a_step_keep_views_together(recipe, splits):
     for share, size in ((Share(0, 1, 2), 10), (Share(1, 2, 1), 10)):
         for batch in build_train_loader(halves, splits.train, model, share=share).batches(0):
             assert len(batch.images) == size and torch.equal(batch.indices[0::2], batch.indices[1::2])
-    with pytest.raises(ValueError, match=r"'self_supervised' takes pairs: .* must be even, got 20 / 4 = 5"):
+    with pytest.raises(ValueError, match=r"'simsiam' takes pairs: .* must be even, got 20 / 4 = 5"):
         build_train_loader(halves, splits.train, model, share=Share(0, 2, 2))
 
 
@@ -82,6 +82,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(recipe, splits, tmp_pat
     train(recipe.override({'stop_epoch': '1'}), splits, output=tmp_path / 'parts')
     resumed = train(recipe, splits, output=tmp_path / 'parts', resume='auto')
     assert torch.equal(weights(whole.model), weights(resumed.model)) and whole.epochs == resumed.epochs
+
+
+def test_turned_pictures_are_seen_once_each(recipe, splits):
+    turns = recipe.override({'loss.name': 'rotation', 'loss.args': '{}'})
+    loader = build_train_loader(turns, splits.train, timm.create_model('test_resnet'))
+    assert sorted(row for batch in loader.batches(0) for row in batch.indices.tolist()) == list(range(40))
+    result = train(turns, splits)
+    assert result.best_epoch == 2 and result.model.num_classes == 0 and 0 < result.test_metrics['output_std'] < 1
+    assert 0 < result.epochs[-1].train_loss < 3
 
 
 def test_averaged_weights_are_kept_too(recipe, splits):
@@ -95,7 +104,7 @@ def test_measuring_embeddings():
 
 
 @pytest.mark.parametrize(('changes', 'words'), [
-    ({'loss.name': 'cross_entropy', 'loss.args': '{}'}, "loss must be 'simsiam' with args pred_dim and proj_dim"),
+    ({'loss.name': 'cross_entropy', 'loss.args': '{}'}, "loss must be 'rotation', or 'simsiam' with args pred_dim and"),
     ({'loss.args': '{width = 3}'}, "'simsiam' with {'width': 3}"),
     ({'partial': '{scheme = "random_per_sample", drop_prob = 0.5}'}, 'partial must be left out of task'),
     ({'teacher': '{name = "test_vit"}'}, 'teacher must be left out of task'),

@@ -192,7 +192,8 @@ def _lessons(recipe: Recipe) -> Iterator[str]:
         yield ('Each level of the tree over the labels had a softmax of its own: scores of labels of two levels were '
                'never compared.')
     if recipe.task == 'self_supervised':
-        yield 'It learnt without labels (SimSiam, arXiv:2011.10566).'
+        how = 'RotNet, arXiv:1803.07728' if recipe.loss.name == 'rotation' else 'SimSiam, arXiv:2011.10566'
+        yield f'It learnt without labels ({how}).'
     if recipe.injection is not None:
         start = '' if not recipe.injection.start else f' by the recipe `{recipe.injection.start}`'
         yield (f'Labels were injected into what it had learnt without them{start}: first its classifier learnt them, '

@@ -8,6 +8,7 @@ from timm_miil.tasks.label_augmentation import (
 from timm_miil.tasks.label_injection import LabelInjectionTask
 from timm_miil.tasks.multi_label import MultiLabelTask
 from timm_miil.tasks.positive_unlabeled import PositiveUnlabeledTask
+from timm_miil.tasks.rotation import RotationHead, RotationTask
 from timm_miil.tasks.self_supervised import SimSiam, SimSiamTask
 from timm_miil.tasks.semantic_diversity import SemanticDiversityTask
 from timm_miil.tasks.semantic_pretrain import SemanticPretrainTask
@@ -21,8 +22,9 @@ from timm_miil.tasks.zero_shot import ZeroShotTask
 __all__ = [
     'ClassifierSharingTask', 'ComicModel', 'ComicTask', 'DualHead', 'DualHeadTask', 'LabelAugmentation',
     'LabelAugmentationTask', 'LabelInjectionTask', 'MarginSoftmax', 'MultiLabelDistillationTask', 'MultiLabelTask',
-    'NUM_TRANSFORMS', 'PositiveUnlabeledTask', 'SemanticDiversityTask', 'SemanticPretrainTask', 'SharedHeadModel',
-    'SharingModel', 'SimSiam', 'SimSiamTask', 'SingleLabelTask', 'SupervisedDistillationTask', 'Teacher',
-    'TeacherCache', 'TrainingModel', 'TrainingModelTask', 'VerificationTask', 'ZeroShotTask', 'aggregate_logits',
-    'fit_dual_head', 'freeze_head', 'joint_cross_entropy', 'kept_network', 'teacher_fingerprint', 'transform_images',
+    'NUM_TRANSFORMS', 'PositiveUnlabeledTask', 'RotationHead', 'RotationTask', 'SemanticDiversityTask',
+    'SemanticPretrainTask', 'SharedHeadModel', 'SharingModel', 'SimSiam', 'SimSiamTask', 'SingleLabelTask',
+    'SupervisedDistillationTask', 'Teacher', 'TeacherCache', 'TrainingModel', 'TrainingModelTask', 'VerificationTask',
+    'ZeroShotTask', 'aggregate_logits', 'fit_dual_head', 'freeze_head', 'joint_cross_entropy', 'kept_network',
+    'teacher_fingerprint', 'transform_images',
 ]

@@ -30,7 +30,7 @@ PARTIAL_SCHEMES = ('fixed_per_class', 'labelled_per_class', *DROPPING_SCHEMES)
 PRIOR_EPOCHS = ('last_epoch', 'all_epochs')
 AUGMENTS = ('crop', 'paper', 'timm')
 # Besides the losses of this package; `LossSettings` says what each is.
-PLAIN_LOSSES = ('bce', 'cross_entropy', 'focal', 'simsiam')
+PLAIN_LOSSES = ('bce', 'cross_entropy', 'focal', 'rotation', 'simsiam')
 SCHEDULES = ('constant', 'cosine', 'multistep', 'onecycle', 'poly', 'step', 'tanh')
 
 # What training decides, or another setting of the recipe.
@@ -133,6 +133,7 @@ class LossSettings:
             'bce' (several labels: `AsymmetricLoss(**ASL_PRESETS['bce'])`; one label: `timm.loss.BinaryCrossEntropy`),
             'focal' (several labels: `AsymmetricLoss(**ASL_PRESETS['focal'])`),
             'cross_entropy' (one label: timm's, with its label smoothing or soft targets),
+            'rotation' (task 'self_supervised': `timm_miil.tasks.RotationTask`),
             'simsiam' (task 'self_supervised': `timm_miil.tasks.SimSiamTask`, with `proj_dim` and `pred_dim`).
             The task 'semantic' has 'semantic_softmax' alone.
         args: Keyword arguments of its constructor, over those of a preset. What follows from the data (a prior, counts,

@@ -21,9 +21,10 @@ from timm_miil.data.transforms import create_paper_transform
 from timm_miil.losses import (
     ASL_PRESETS, AsymmetricLossSingleLabel, SemanticHierarchy, SemanticSoftmaxLoss, create_loss)
 from timm_miil.tasks import (
-    MultiLabelDistillationTask, MultiLabelTask, SemanticPretrainTask, SimSiam, SimSiamTask, SingleLabelTask,
+    MultiLabelDistillationTask, MultiLabelTask, SemanticPretrainTask, SingleLabelTask,
     SupervisedDistillationTask, Teacher)
 from timm_miil.train._loaders import EpochLoader, Share, StreamLoader, StreamPictures, TrainLoader, WorkerLoader
+from timm_miil.train._self_supervised import ARGS_OF_LOSS, build_self_supervised
 from timm_miil.train._task_parts import TaskParts
 from timm_miil.train._zero_shot import build_zero_shot_task, label_args, set_words
 from timm_miil.train.methods import build_method_task
@@ -44,7 +45,7 @@ SOFT_LOSSES = frozenset({'bce', 'cross_entropy'})
 SINGLE_LABEL_LOSSES = SOFT_LOSSES | {'asymmetric_single_label'}
 SEMANTIC_LOSSES = frozenset({'semantic_softmax'})
 LOSSES_OF_TASK = MappingProxyType({
-    'self_supervised': frozenset({'simsiam'}), 'semantic': SEMANTIC_LOSSES, 'single_label': SINGLE_LABEL_LOSSES,
+    'self_supervised': frozenset(ARGS_OF_LOSS), 'semantic': SEMANTIC_LOSSES, 'single_label': SINGLE_LABEL_LOSSES,
     'verification': frozenset({'cross_entropy'}), 'zero_shot': MULTI_LABEL_LOSSES | {'semantic_diversity'}})
 # Where nothing is mixed these get indices: they smooth those, and no distributions.
 INDEX_LOSSES = (AsymmetricLossSingleLabel, BinaryCrossEntropy, LabelSmoothingCrossEntropy)
@@ -143,7 +144,7 @@ def build_loss(
         raise ValueError(f'loss.name must be a loss of logits and targets for task {task!r}, got {name!r}; '
                          f'{nearest(name, known)}')
     if task == 'self_supervised':
-        return nn.CosineSimilarity(dim=-1)
+        return nn.Identity()  # its tasks have their own
     if task == 'semantic':
         return create_loss(name, hierarchy=hierarchy, **{
             key: value for key, value in args.items() if key not in HIERARCHY_ARGS})
@@ -274,9 +275,9 @@ def build_train_loader(
             f'batch_size must be a multiple of processes times grad_accum_steps, got {recipe.batch_size} for '
             f'{share.count} and {share.parts}; the nearest are {recipe.batch_size // pieces * pieces or pieces} and '
             f'{(recipe.batch_size // pieces + 1) * pieces}.')
-    takes_views = recipe.task == 'self_supervised'
+    takes_views = recipe.loss.name == 'simsiam'
     if (_mixup_settings(recipe) or takes_views) and recipe.batch_size // pieces % 2:
-        what = "task 'self_supervised' takes" if takes_views else 'augment.args.mixup mixes'
+        what = "loss 'simsiam' takes" if takes_views else 'augment.args.mixup mixes'
         raise ValueError(
             f'{what} pairs: batch_size over processes and grad_accum_steps must be even, got '
             f'{recipe.batch_size} / {pieces} = {recipe.batch_size // pieces}.')
@@ -287,8 +288,8 @@ def build_train_loader(
     if isinstance(source, ImageStream):
         if repeats > 1:
             raise ValueError(
-                "a stream's pictures come once: leave augment.args.aug_repeats out, and take another task than "
-                "'self_supervised'.")
+                "a stream's pictures come once: leave augment.args.aug_repeats out, and take another loss than "
+                "'simsiam'.")
         return StreamLoader(
             source, transform, recipe.batch_size, seed=recipe.seed, workers=recipe.workers, share=share, device=device)
     return EpochLoader(
@@ -357,8 +358,7 @@ def _plain_task(parts: TaskParts) -> ClassificationTask:
                 model, teacher, criterion, soft_targets=parts.is_soft, device=device, **weights)
         return MultiLabelDistillationTask(model, teacher, criterion, device=device, **weights)
     if recipe.task == 'self_supervised':
-        width = cast(Any, model).head_hidden_size
-        return SimSiamTask(SimSiam(model, width, **recipe.loss.args), device=device)
+        return build_self_supervised(recipe, model, device)
     if recipe.task == 'semantic':
         return SemanticPretrainTask(model, cast(SemanticSoftmaxLoss, criterion), device=device)
     if recipe.task == 'single_label':

@@ -54,7 +54,7 @@ def start_recipe(recipe: Recipe) -> Recipe | None:
     own = load_recipe(settings.start)
     if own.task != 'self_supervised':
         raise RecipeError(f"injection.start must be a recipe of task 'self_supervised', got {settings.start!r} of task "
-                          f'{own.task!r}; such is scenes_simsiam.')
+                          f'{own.task!r}; such are scenes_rotation and scenes_simsiam.')
     kept = ('model', 'data', 'seed', 'workers', 'precision', 'channels_last', 'torchcompile', 'sync_bn', 'fsdp',
             'keep_checkpoints', 'checkpoint_steps', 'grad_accum_steps')
     size = {name: getattr(recipe.augment, name) for name in ('image_size', 'crop_pct')}
