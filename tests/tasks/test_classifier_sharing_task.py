@@ -390,6 +390,7 @@ def in_process(rank, store):
         distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_remember_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'excepthook', sys.excepthook)  # a process group leaves its own
     store = str(tmp_path / 'store')
