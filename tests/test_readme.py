@@ -50,10 +50,14 @@ def blocks(language):
 RUN_BY_CI = ('pip install', 'timm-miil quickstart', 'python -m')
 TORCHRUN = re.compile(r'torchrun --nproc-per-node \d+ -m timm_miil.cli.main')
 # What makes a training short and offline, behind the words of the text.
+FEW_SCENES = ['--epochs', '1', '--set', 'scenes.num_train=64', 'scenes.num_val=64', 'scenes.num_test=64']
 SHORTER = {
-    'scenes_asl': ['--epochs', '1', '--set', 'scenes.num_train=64', 'scenes.num_val=64', 'scenes.num_test=64'],
+    'scenes_asl': FEW_SCENES,
+    'scenes_comic': FEW_SCENES,
+    'scenes_pu': FEW_SCENES,
     'finetune': [
-        '--epochs', '1', '--workers', '0', '--img-size', '64', '--set', 'model.args.pretrained_backbone=false'],
+        '--epochs', '1', '--workers', '0', '--img-size', '64', '--set', 'model.args.pretrained_backbone=false',
+        'model.args.backbone=test_resnet'],
     # No synset of the made-up release is above another: all are of the deepest level.
     'in21k_semantic': [
         '--epochs', '1', '--workers', '0', '--model', 'test_resnet', '--img-size', '32', '--batch-size', '8', '--set',
