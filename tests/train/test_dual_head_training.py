@@ -135,7 +135,6 @@ def test_settings_that_contradict_each_other_are_refused(tiny_recipe, changes, m
 
 @pytest.mark.parametrize('name, other, changed', [
     ('scenes_dhkd', 'scenes_same_head', {'dual_head'}),
-    ('scenes_dhkd', 'scenes_dho', {'dual_head', 'partial'}),
     ('scenes_sla', 'scenes_sla_sd', {'label_augmentation'})])
 def test_arms_differ_in_the_method_alone(name, other, changed):
     recipes = [load_recipe(each) for each in (name, other)]

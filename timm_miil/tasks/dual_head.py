@@ -95,7 +95,9 @@ class DualHeadTask(WithTeacher, TrainingModelTask, SingleLabelTask):
     A batch of pictures (B, I, H, W) and float targets (B, C) gives {'loss': scalar, 'output': the own head's logits
     (B, C)}. A row of the targets is 1 at its label and 0 elsewhere, or -1 everywhere for a picture without a label,
     which the teacher alone teaches. In evaluation mode the second head is not computed and the loss has no distance.
-    EMA, DDP and compile hold both heads; evaluation and export have the network alone.
+    EMA, DDP and compile hold both heads; evaluation and export have the network alone. The means of the loss are of the
+    batch that the task is given: with pictures without a label, several processes or parts of a step weigh the labelled
+    ones a little differently than one does.
 
     Args:
         model: A `DualHead`. Any other network learns both terms with its one head, which is what DHKD is compared with.

@@ -19,7 +19,8 @@ class DualHeadSettings:
     """Two heads, one for the labels and one for the teacher, arXiv:2411.08937 (DHKD) and arXiv:2505.07675 (DHO).
 
     The teacher, its temperature and its weight are those of the table `teacher`; both papers have temperature 2 and
-    weight 1, DHKD on ImageNet 0.1. Pictures without a label are taught by the teacher alone.
+    weight 1, DHKD on ImageNet 0.1. Pictures without a label are taught by the teacher alone; where there are such, what
+    is learnt depends a little on the number of processes and of `grad_accum_steps`, see `timm_miil.tasks.DualHeadTask`.
 
     Args:
         mode: Distance of the second head from the teacher: 'binary' (DHKD) or 'softmax' (DHO).
