@@ -15,7 +15,8 @@ from torch import distributed, nn
 from torch.nn import functional as F
 
 from timm_miil.tasks import (
-    ClassifierSharingTask, SharedHeadModel, SupervisedDistillationTask, Teacher, TeacherCache, freeze_head)
+    ClassifierSharingTask, SharedHeadModel, SupervisedDistillationTask, Teacher, TeacherCache, freeze_head,
+    merge_adapter)
 
 HALF = (0.5, 0.5, 0.5)
 SIDE = 32
@@ -259,10 +260,36 @@ def test_a_student_aware_teacher_learns_without_its_head():
     changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
     assert 'conv1.0.weight' in changed and not {'fc.weight', 'fc.bias'} & changed
     assert torch.equal(model.fc.weight, student.fc.weight) and student.fc.weight.requires_grad
-    with pytest.raises(ValueError, match='of the same shape only, got .*=96.* for .*=24'):
+    with pytest.raises(ValueError, match='of width 96, and the teacher.s has width 24; .* adapter=True'):
         freeze_head(small(width=24), student.fc)
     with pytest.raises(ValueError, match='of the same shape only'):
         freeze_head(small(), nn.Linear(96, 5, bias=False))
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_an_adapter_learns_between_the_teacher_and_the_frozen_layer(bias):
+    model, head, (images, targets) = small(width=24).double().eval(), nn.Linear(96, 5, bias=bias).double(), batch()
+    images = images.double()
+    freeze_head(model, head, adapter=True)
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapter = nn.Linear(24, 96).double()
+    with torch.no_grad():
+        for name in ('weight', 'bias'):
+            names.remove(f'fc.parametrizations.{name}.original')
+            getattr(adapter, name).copy_(model.fc.parametrizations[name].original)
+    assert not any(name.startswith('fc') for name in names)
+    want = head(adapter(model.forward_head(model.forward_features(images), pre_logits=True)))
+    logits = model(images)
+    torch.testing.assert_close(logits, want, rtol=1e-12, atol=1e-12)
+    own = [steps.original for steps in (model.fc.parametrizations.weight, model.fc.parametrizations.bias)]
+    grads = [torch.autograd.grad(F.cross_entropy(out, targets.double()), parameters, retain_graph=True)
+             for out, parameters in ((logits, own), (want, [adapter.weight, adapter.bias]))]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
+    merge_adapter(model)
+    assert type(model.fc) is nn.Linear and model.state_dict().keys() == small(width=24).state_dict().keys()
+    torch.testing.assert_close(model(images), want, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match='of the same classes with a bias, got .*=7'):
+        freeze_head(small(), nn.Linear(96, 7), adapter=True)
 
 
 # ---- the student

@@ -71,13 +71,15 @@ def changes(name, other):
     ({**THKD, 'sharing.head_loss_weight': '-1'}, r'sharing.head_loss_weight must be in \[0, inf\), got -1'),
     ({**THKD, 'sharing.num_negatives': '0'}, 'sharing.num_negatives must be at least 1, got 0'),
     ({**THKD, 'sharing.head_loss_weight': '0'}, "scheme 'thkd' shares nothing while all weights are 0"),
-    ({**SHKD, 'sharing.adapter': 'true'}, 'adapter is for head_loss_weight and embedding_loss_weight'),
+    ({**THKD, 'sharing.head_loss_weight': '0', 'sharing.adapter': 'true'},
+     'adapter is for head_loss_weight and embedding_loss_weight'),
     ({**STUDENT, 'sharing.head_loss_weight': '1'}, 'sharing needs a table teacher'),
     ({**STUDENT, 'sharing.scheme': 'frozen_head', 'sharing.init_head': 'true'}, "'frozen_head' is without a teacher"),
     ({**SHKD, 'sharing.scheme': 'frozen_head'}, "sharing.scheme 'frozen_head' is without a teacher"),
     ({**THKD, 'task': 'multi_label'}, "sharing is for task 'single_label', got 'multi_label'"),
     ({**THKD, 'teacher.cache': 'x', 'sharing.embedding_loss_weight': '1'}, 'teacher.cache keeps logits alone'),
     ({**SHKD, **CONTRAST, 'fsdp': 'true'}, 'sharing.contrast_loss_weight must be 0 with fsdp'),
+    ({**SHKD, 'sharing.adapter': 'true', 'sync_bn': 'true'}, 'fsdp and sync_bn must be false with sharing.adapter'),
     ({**SHKD, **CONTRAST, **MIXED}, 'sharing.contrast_loss_weight must be 0 with augment.args.mixup'),
 ])
 def test_tables_that_do_not_fit(tiny_recipe, given, message):
@@ -186,9 +188,28 @@ def whole_run(one_label):
 
 def test_widths_that_differ_are_found_before_anything_is_trained(tiny_recipe, one_label, tmp_path):
     recipe = tiny_recipe.override({**SHKD, 'teacher.args.channels': '[8, 8, 8, 24]'})
-    with pytest.raises(ValueError, match='copied to one of the same shape only, got .*=16.* for .*=24'):
+    with pytest.raises(ValueError, match='embeddings of width 16, and the teacher.s has width 24; .* adapter=True'):
         train(recipe, one_label, output=tmp_path / 'run')
     assert not (tmp_path / 'run' / 'student').exists()
+
+
+def test_an_adapter_lets_a_teacher_of_another_width_have_the_students_last_layer(tiny_recipe, one_label, tmp_path):
+    recipe = tiny_recipe.override({
+        **SHKD, 'teacher.args.channels': '[8, 8, 8, 24]', 'sharing.adapter': 'true', 'ema_decay': '0.5'})
+    whole = train(recipe, one_label, output=tmp_path)
+    student, teacher = best(tmp_path / 'student'), best(tmp_path / 'teacher')
+    assert teacher['fc.parametrizations.weight.original'].shape == (16, 24)
+    for name in ('weight', 'bias'):
+        assert torch.equal(teacher[f'fc.parametrizations.bias.0.{name}'], student[f'fc.{name}'])
+    shutil.rmtree(tmp_path / 'checkpoints')  # as if it had been stopped between the trainings
+    again = train(recipe, one_label, output=tmp_path, resume='auto')
+    assert again.epochs == whole.epochs and same_weights(again.model, whole.model)
+
+
+def test_a_frozen_head_behind_an_adapter_ends_as_one_layer(tiny_recipe, one_label):
+    recipe = tiny_recipe.override({**STUDENT, 'sharing.scheme': 'frozen_head', 'sharing.adapter': 'true'})
+    plain = timm.create_model('test_resnet', num_classes=33, channels=(8, 8, 8, 16))
+    plain.load_state_dict(train(recipe, one_label).model.state_dict())
 
 
 def test_a_frozen_head_alone_stays_as_it_starts(tiny_recipe, one_label):

@@ -1,5 +1,6 @@
 """Tasks in timm's shape: a module that maps a batch to {'loss', 'output'}."""
-from timm_miil.tasks.classifier_sharing import ClassifierSharingTask, SharedHeadModel, SharingModel, freeze_head
+from timm_miil.tasks.classifier_sharing import (
+    ClassifierSharingTask, SharedHeadModel, SharingModel, freeze_head, merge_adapter)
 from timm_miil.tasks.comic import ComicModel, ComicTask
 from timm_miil.tasks.distillation import MultiLabelDistillationTask, SupervisedDistillationTask
 from timm_miil.tasks.dual_head import DualHead, DualHeadTask, fit_dual_head
@@ -26,5 +27,5 @@ __all__ = [
     'SemanticPretrainTask', 'SharedHeadModel', 'SharingModel', 'SimSiam', 'SimSiamTask', 'SingleLabelTask',
     'SupervisedDistillationTask', 'Teacher', 'TeacherCache', 'TrainingModel', 'TrainingModelTask', 'VerificationTask',
     'ZeroShotTask', 'aggregate_logits', 'fit_dual_head', 'freeze_head', 'joint_cross_entropy', 'kept_network',
-    'teacher_fingerprint', 'transform_images',
+    'merge_adapter', 'teacher_fingerprint', 'transform_images',
 ]

@@ -3,12 +3,13 @@
 Ben-Baruch et al., "It's All in the Head: Representation Knowledge Distillation through Classifier Sharing",
 arXiv:2201.06945. The mathematics is in `timm_miil.losses.classifier_sharing`, with the published weights.
 
-Deviations: the embedding is found by timm's contract, not by a special call; a teacher of another width may be read
-through a learned adapter; the teacher is not changed.
+Deviations: the embedding is found by timm's contract, not by a special call; a last layer may read embeddings of
+another width through a learned adapter, in both mechanisms; the teacher is not changed.
 """
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, distributed, nn
+from torch.nn.utils import parametrize
 
 from timm_miil._checks import check_range
 from timm_miil.losses import (
@@ -20,7 +21,7 @@ from timm_miil.tasks.single_label import SingleLabelTask
 from timm_miil.tasks.teacher import Teacher
 from timm_miil.tasks.training_model import TrainingModel, TrainingModelTask
 
-__all__ = ['ClassifierSharingTask', 'SharedHeadModel', 'SharingModel', 'freeze_head']
+__all__ = ['ClassifierSharingTask', 'SharedHeadModel', 'SharingModel', 'freeze_head', 'merge_adapter']
 
 
 class SharingModel(TrainingModel):
@@ -255,7 +256,7 @@ class SharedHeadModel(nn.Module):
         return mix_probabilities(logits, head_logits, head_weight=self.head_weight)
 
 
-def freeze_head(model: nn.Module, head: nn.Linear) -> None:
+def freeze_head(model: nn.Module, head: nn.Linear, *, adapter: bool = False) -> None:
     """Make a teacher student-aware, the first half of SH-KD: its last layer is the student's and does not learn.
 
     Train the model by cross-entropy then, and let the student learn from it by any distillation.
@@ -263,10 +264,12 @@ def freeze_head(model: nn.Module, head: nn.Linear) -> None:
     Args:
         model: The teacher, a timm model with one linear classifier; changed in place.
         head: The last layer of a trained student, `get_classifier()`; copied.
+        adapter: Whether a linear layer that learns stands between the teacher's embedding and this layer, which may
+            then be of another width. The two are computed as one, their product; call `merge_adapter` after training.
 
     Raises:
         TypeError: If the model has no linear classifier on its embedding.
-        ValueError: If the two layers have other widths or classes.
+        ValueError: If the two layers have other classes or, without an adapter, other shapes.
 
     Example:
         >>> import timm
@@ -276,8 +279,65 @@ def freeze_head(model: nn.Module, head: nn.Linear) -> None:
         (True, False)
     """
     classifier = split_head(model)
+    if adapter:
+        _put_adapter(classifier, head)
+        return
+    if classifier.in_features != head.in_features:
+        raise ValueError(
+            f'the student\'s last layer reads embeddings of width {head.in_features}, and the teacher\'s has width '
+            f'{classifier.in_features}; take networks of one width, or put a learned linear layer between by '
+            f'adapter=True.')
     _copy_head(classifier, head)
     classifier.requires_grad_(False)
+
+
+def merge_adapter(model: nn.Module) -> None:
+    """Make the two layers of `freeze_head(adapter=True)` the one that they are computed as; other models stay.
+
+    Args:
+        model: The teacher, changed in place: a plain timm model again, whose outputs stay.
+    """
+    for module in model.modules():
+        if parametrize.is_parametrized(module) and isinstance(module, nn.Linear):
+            for name, steps in list(module.parametrizations.items()):               # type: ignore[union-attr,operator]
+                if isinstance(steps[0], _ThroughHead):
+                    parametrize.remove_parametrizations(module, name)
+
+
+class _ThroughHead(nn.Module):
+    """The adapter's weight A (D, D_t), or bias a (D,), as the frozen layer passes it on: W A, or W a + b."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, start: Tensor) -> None:
+        super().__init__()
+        self.register_buffer('weight', weight.detach().clone())
+        self.register_buffer('bias', None if bias is None else bias.detach().clone())
+        self._start = start
+
+    def forward(self, own: Tensor) -> Tensor:
+        passed = self.weight @ own
+        return passed if self.bias is None else passed + self.bias
+
+    def right_inverse(self, _: Tensor) -> Tensor:
+        """What the adapter starts with, whatever the classifier was."""
+        return self._start.clone()
+
+
+def _put_adapter(classifier: nn.Linear, head: nn.Linear) -> None:
+    if classifier.out_features != head.out_features or classifier.bias is None:
+        raise ValueError(
+            f'a last layer is put behind an adapter where there is one of the same classes with a bias, got {head} for '
+            f'{classifier}.')
+    weight = head.weight.to(classifier.weight)
+    start = nn.Linear(classifier.in_features, head.in_features).to(classifier.weight)
+    bias = torch.zeros_like(classifier.bias) if head.bias is None else head.bias
+    classifier.requires_grad_(True)
+    for name, through in {
+            'weight': _ThroughHead(weight, None, start.weight.detach()),
+            'bias': _ThroughHead(weight, bias.to(weight), start.bias.detach())}.items():
+        parametrize.register_parametrization(classifier, name, through)
 
 
 def _check_width(classifier: nn.Linear, head: nn.Linear) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from timm_miil._errors import TrainingError, TrainingInterrupted
 from timm_miil.data import ImageStream, LabelledImages
 from timm_miil.losses import LabelPriorEstimator
-from timm_miil.tasks import kept_network
+from timm_miil.tasks import kept_network, merge_adapter
 from timm_miil.train._failures import has_spoilt_weights, not_finite
 from timm_miil.train._host import Host
 from timm_miil.train._interrupt import Stopped, StopRequest
@@ -312,6 +312,7 @@ class Run:
         if self.host.is_main:
             weights = self.folder.load_best(self.best_name) if self.folder is not None else self.best_weights
             model.load_state_dict(weights)
+        merge_adapter(model)
         model.zero_grad()
         model.eval().to(self.host.device)
         self.host.match_weights(model)

@@ -21,7 +21,7 @@ def build_task(parts: TaskParts) -> ClassificationTask | None:
         return None
     if settings.scheme == 'frozen_head':
         model: Any = parts.model
-        freeze_head(model, parts.given.get('head', model.get_classifier()))
+        freeze_head(model, parts.given.get('head', model.get_classifier()), adapter=settings.adapter)
         return SingleLabelTask(model, parts.criterion, soft_targets=parts.is_soft, device=parts.device)
     if parts.teacher is None or recipe.teacher is None:
         return None
@@ -33,5 +33,5 @@ def build_task(parts: TaskParts) -> ClassificationTask | None:
         # The published sum over the batch, in however many parts that is computed.
         embedding_loss_weight=settings.embedding_loss_weight * recipe.batch_size, embedding_reduction='mean',
         contrast_loss_weight=settings.contrast_loss_weight, temperature=recipe.teacher.temperature,
-        adapter=settings.adapter, init_head=settings.init_head, num_train=parts.num_train,
+        adapter=settings.adapts_student, init_head=settings.init_head, num_train=parts.num_train,
         num_negatives=settings.num_negatives, soft_targets=parts.is_soft, device=parts.device)

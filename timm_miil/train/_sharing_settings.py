@@ -30,8 +30,9 @@ class SharingSettings:
         embedding_loss_weight: Weight of the embeddings' distance (KDE), summed over the batch.
         contrast_loss_weight: Weight of contrastive representation distillation (CRD).
         num_negatives: Pictures that each is contrasted with.
-        adapter: Whether head and embedding loss read the student's embedding through a linear layer that learns, for a
-            teacher of another width.
+        adapter: Whether a linear layer that learns stands before a last layer of another network, for embeddings of
+            other widths: before the student's on the teacher of 'shkd', and where head and embedding loss read the
+            student's embedding.
         init_head: Whether the student's last layer starts as the teacher's.
     """
     scheme: str = 'thkd'
@@ -48,8 +49,10 @@ class SharingSettings:
         check_range(
             low=0.0, high=math.inf, head_loss_weight=self.head_loss_weight,
             embedding_loss_weight=self.embedding_loss_weight, contrast_loss_weight=self.contrast_loss_weight)
-        if self.adapter and not (self.head_loss_weight or self.embedding_loss_weight):
-            raise ValueError('adapter is for head_loss_weight and embedding_loss_weight, which are 0; leave it out.')
+        if self.adapter and self.scheme == 'thkd' and not self.adapts_student:
+            raise ValueError(
+                "adapter is for head_loss_weight and embedding_loss_weight, which are 0, with scheme 'thkd'; leave it "
+                'out.')
         is_sharing = bool(self.head_loss_weight or self.embedding_loss_weight or self.contrast_loss_weight)
         if self.scheme == 'thkd' and not (is_sharing or self.init_head):
             raise ValueError(
@@ -58,10 +61,19 @@ class SharingSettings:
         if self.scheme == 'frozen_head' and (is_sharing or self.init_head):
             raise ValueError("scheme 'frozen_head' is without a teacher; leave the weights and init_head out.")
 
+    @property
+    def adapts_student(self) -> bool:
+        """Whether the student's embedding is read through the adapter."""
+        return self.adapter and bool(self.head_loss_weight or self.embedding_loss_weight)
+
     def check(self, recipe: 'Recipe') -> None:
         """Raise ValueError where another setting of the recipe contradicts these."""
         if recipe.task != 'single_label':
             raise ValueError(f"sharing is for task 'single_label', got {recipe.task!r}; leave the table out.")
+        if self.adapter and self.scheme != 'thkd' and (recipe.fsdp or recipe.sync_bn):
+            raise ValueError(
+                f"fsdp and sync_bn must be false with sharing.adapter and scheme {self.scheme!r}, whose network "
+                f'has another last layer while it learns.')
         if self.scheme == 'frozen_head':
             if recipe.teacher is not None:
                 raise ValueError("sharing.scheme 'frozen_head' is without a teacher; leave the table teacher out.")

@@ -31,7 +31,8 @@ def prepare_teacher(recipe: Recipe, stages: Stages) -> Prepared:
 
     Raises:
         TypeError: If a network has no linear classifier on its embedding.
-        ValueError: If the two networks' embeddings differ in width, before anything is trained; else as `train`.
+        ValueError: If the two networks' embeddings differ in width and there is no adapter, before anything is
+            trained; else as `train`.
     """
     if recipe.sharing is None or recipe.sharing.scheme != 'shkd':
         return Prepared()
@@ -39,7 +40,7 @@ def prepare_teacher(recipe: Recipe, stages: Stages) -> Prepared:
     labels = stages.splits.label_names
     with seeded_run(recipe.seed, stages.host.device):
         first, second = (build_model(own, labels, pretrained=False) for own in (student, teacher))
-        freeze_head(second, _classifier(first))
+        freeze_head(second, _classifier(first), adapter=recipe.sharing.adapter)
     head = _classifier(stages.train(student, 'student'))
     return Prepared(teacher=stages.train(teacher, 'teacher', prepared=Prepared(given={'head': head})))
 
@@ -57,9 +58,10 @@ def aware_teacher_recipe(recipe: Recipe) -> Recipe:
     """
     if recipe.teacher is None:
         raise RecipeError('the recipe has no table teacher, which names the network to train.')
+    adapter = recipe.sharing is not None and recipe.sharing.adapter
     model = ModelSettings(recipe.teacher.name, args=recipe.teacher.args, pretrained=recipe.teacher.pretrained)
     return dataclasses.replace(
-        recipe, model=model, teacher=None, sharing=SharingSettings('frozen_head'), paper=None)
+        recipe, model=model, teacher=None, sharing=SharingSettings('frozen_head', adapter=adapter), paper=None)
 
 
 def _classifier(network: nn.Module) -> nn.Linear:
