@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from timm_miil.metrics import pairwise_tar_at_far, tar_at_far
+from timm_miil.metrics import pairwise_tar_at_far, rate_of_percent, tar_at_far
 
 
 def tried(scores, is_same, far):
@@ -57,6 +57,11 @@ def test_a_rate_is_the_number_that_is_written():
     is_same = torch.zeros(101, dtype=torch.bool)
     is_same[0] = True
     assert tar_at_far(scores, is_same, [0.29]).thresholds == (71.0,)
+
+
+@pytest.mark.parametrize(('percent', 'rate'), [(0.7, 0.007), (0.57, 0.0057), (10, 0.1), (1e-5, 1e-7)])
+def test_percents_are_the_numbers_that_are_written(percent, rate):
+    assert rate_of_percent(percent) == rate
 
 
 def test_scores_of_two_identities_alone_have_no_rate_of_acceptance():

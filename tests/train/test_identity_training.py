@@ -115,16 +115,16 @@ def test_the_command_leaves_a_model_of_embeddings(finished, faces, recipe):
 
 def test_validate_prints_what_training_measured(finished, tmp_path, capsys):
     words = ['validate', str(finished / 'model'), '--data-dir', str(finished / 'scenes'), '--split', 'test',
-             '--workers', '0', '--fars', '0.1', '1', '10']
+             '--workers', '0', '--fars', '0.07', '1', '10']
     assert main([*words, '--results-file', str(tmp_path / 'a.json')]) == 0
     out, err = capsys.readouterr()
     tar = json.loads((finished / 'summary.json').read_text())['test']['tar']
     assert '40 pictures of 5 identities: 140 pairs of one, 640 of two\n' in out
     assert [line.split()[:3] for line in out.splitlines()[-3:]] == [
-        ['0.1', '%', '-'], ['1', '%', f'{tar:.2f}'], ['10', '%', out.splitlines()[-1].split()[2]]]
-    assert err == 'timm-miil validate: no rate at 0.1 %: it takes pairs of one identity, and 1000 of two.\n'
+        ['0.07', '%', '-'], ['1', '%', f'{tar:.2f}'], ['10', '%', out.splitlines()[-1].split()[2]]]
+    assert err == 'timm-miil validate: no rate at 0.07 %: it takes pairs of one identity, and 1429 of two.\n'
     found = json.loads((tmp_path / 'a.json').read_text())
-    assert [rate['far'] for rate in found['rates']] == [0.001, 0.01, 0.1] and found['rates'][0]['tar'] is None
+    assert [rate['far'] for rate in found['rates']] == [0.0007, 0.01, 0.1] and found['rates'][0]['tar'] is None
     assert 100 * found['rates'][1]['tar'] == pytest.approx(tar) and found['identities'] == 5
 
 

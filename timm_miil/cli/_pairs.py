@@ -10,6 +10,7 @@ from timm_miil.cli._text import columns, printable
 from timm_miil.data import ImageStream, LabelledImages
 from timm_miil.inference import PairValidation, validate_pairs
 from timm_miil.inference.pairs import FARS
+from timm_miil.metrics import rate_of_percent
 
 __all__ = ['run_pairs']
 
@@ -30,7 +31,7 @@ def run_pairs(ns: argparse.Namespace, source: LabelledImages | ImageStream) -> i
         raise ValueError(f'--results-file of a model of embeddings must end in .json, got {str(ns.results_file)!r}.')
     for far in ns.fars or ():
         check_range(low=math.ulp(0.0), high=PERCENT, closed=False, **{'--fars': far})
-    fars = FARS if ns.fars is None else [far / PERCENT for far in ns.fars]
+    fars = FARS if ns.fars is None else [rate_of_percent(far) for far in ns.fars]
     with running(ns, source) as options:
         result = validate_pairs(ns.model, source, fars=fars, **options)
     rates = result.rates

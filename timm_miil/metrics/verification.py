@@ -11,6 +11,7 @@ that are tied with the threshold are rejected, and the product FAR * N is that o
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional
 from timm_miil._checks import check_floating, check_indices, check_ndim, check_positive, check_range, check_same_length
 from timm_miil.metrics._batch import check_not_nan, check_tensors
 
-__all__ = ['TarAtFar', 'pairwise_tar_at_far', 'tar_at_far']
+__all__ = ['TarAtFar', 'pairwise_tar_at_far', 'rate_of_percent', 'tar_at_far']
 
 _BLOCK_SCORES = 1 << 22
 # A score's 32 bits are counted in two halves.
@@ -81,6 +82,16 @@ def tar_at_far(scores: Tensor, is_same: Tensor, fars: Sequence[float]) -> TarAtF
     thresholds = [math.nan if place is None else float(different[place]) for place in places]
     tars = [_share(int((same > threshold).sum()), len(same), threshold) for threshold in thresholds]
     return TarAtFar(tuple(fars), tuple(tars), tuple(thresholds), len(same), len(different))
+
+
+def rate_of_percent(percent: float) -> float:
+    """The rate that is written as so many percent: 0.7 / 100 is another number than 0.007, and gives other thresholds.
+
+    Example:
+        >>> rate_of_percent(0.7), 0.7 / 100
+        (0.007, 0.006999999999999999)
+    """
+    return float(Decimal(repr(float(percent))).scaleb(-2))
 
 
 def pairwise_tar_at_far(

@@ -4,7 +4,7 @@ from typing import Any
 from timm.task import ClassificationTask
 from torch import Tensor
 
-from timm_miil.metrics import pairwise_tar_at_far
+from timm_miil.metrics import pairwise_tar_at_far, rate_of_percent
 from timm_miil.tasks import MarginSoftmax, VerificationTask
 from timm_miil.train._task_parts import TaskParts
 from timm_miil.train._verification_settings import PERCENT, VerificationSettings
@@ -35,5 +35,5 @@ def measure_pairs(embeddings: Tensor, targets: Tensor, settings: VerificationSet
         are too few pairs, see `timm_miil.metrics.pairwise_tar_at_far`.
     """
     rates = {'tar': settings.far, **{f'tar_at_{far:g}': far for far in settings.fars}}
-    found = pairwise_tar_at_far(embeddings, targets.argmax(1), [far / PERCENT for far in rates.values()])
+    found = pairwise_tar_at_far(embeddings, targets.argmax(1), [rate_of_percent(far) for far in rates.values()])
     return {name: PERCENT * tar for name, tar in zip(rates, found.tars)}
