@@ -1,8 +1,10 @@
 """Word vectors in .npz, pickles and files of torch: read without running them; whatever is else is refused by name."""
 import collections
+import io
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -164,3 +166,69 @@ def test_archives_that_are_none(tmp_path):
 def test_what_cannot_be_saved(args, kind, words, tmp_path):
     with pytest.raises(kind, match=words):
         save_word_vectors(tmp_path / args[0] if args[0] != 'w.npz' else args[0], *args[1:])
+
+
+NESTED = b')\x94' + b''.join(b'h' + bytes([place]) + b'\x86\x94' for place in range(60))  # 2 ** 60 tuples in words
+LONG = b'X' + struct.pack('<i', 1 << 20) + bytes(1 << 20)
+
+
+@pytest.mark.parametrize(('content', 'words'), [
+    (NESTED + NESTED + b'\x93.', 'it has tuple where str is wanted'),
+    (b'\x8c\x05numpy\x8c\x05dtype\x93)' + b'\x85' * 50_000 + b'\x85R.', 'it has tuple where str is wanted'),
+    (LONG + b'\x94' + b'h\x00h\x00\x93' * 1000 + b'.', r"it calls '\\x00.+ of '\\x00"),
+    (LONG + b'\x94\x8c\x07_codecs\x8c\x06encode\x93\x94\x8c\x06latin1\x94' + b'h\x01h\x00h\x02\x86R' * 1000 + b'.',
+     'it has bytes at its top')], ids=['nested', 'deep', 'names', 'encoded'])
+def test_small_pickles_do_not_fill_memory_or_stack(content, words, tmp_path):
+    (tmp_path / 'w.pkl').write_bytes(b'\x80\x04' + content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=words):
+            read_pickle(tmp_path / 'w.pkl')
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_has_so_many_instructions(tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_miil.data._word_pickles.MAX_INSTRUCTIONS', 100)
+    (tmp_path / 'w.pkl').write_bytes(b'\x80\x04' + b']' * 200 + b'.')
+    with pytest.raises(ValueError, match='more than 100 instructions; take fewer words'):
+        read_pickle(tmp_path / 'w.pkl')
+
+
+def test_rows_of_one_table_share_it(tmp_path):
+    table = torch.randn(200, 300)
+    torch.save({f'w{row}': table[row] for row in range(200)}, tmp_path / 'w.pt')
+    read_word_vectors(tmp_path / 'w.pt', ['w0'])
+    tracemalloc.start()  # NumPy and bytes are counted
+    try:
+        found = read_word_vectors(tmp_path / 'w.pt', ['w0', 'w199'])
+        assert tracemalloc.get_traced_memory()[1] < 20 * table.nbytes
+    finally:
+        tracemalloc.stop()
+    torch.testing.assert_close(found, table[[0, 199]])
+
+
+def test_compressed_files_of_torch_are_none(tmp_path):
+    torch.save(torch.zeros(2, 5), tmp_path / 'whole.pt')
+    with zipfile.ZipFile(tmp_path / 'whole.pt') as whole, zipfile.ZipFile(
+            tmp_path / 'w.pt', 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name in whole.namelist():
+            archive.writestr(name, whole.read(name))
+    with pytest.raises(ValueError, match='torch.save does not compress'):
+        read_word_vectors(tmp_path / 'w.pt', LABELS)
+
+
+def test_numpy_files_that_claim_more_than_there_is(tmp_path):
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {'descr': '<f4', 'fortran_order': False, 'shape': (1 << 52, 1)})
+    dashes = b"{'descr':'<f4','fortran_order':False,'shape':(" + b'-' * 9000 + b'1,)}'
+    dashes = b'\x93NUMPY\x01\x00' + struct.pack('<H', len(dashes)) + dashes
+    for name, content in {'a.npy': head.getvalue(), 'b.npy': dashes, 'readme.txt': b'words'}.items():
+        with zipfile.ZipFile(tmp_path / 'w.npz', 'w') as archive:
+            archive.writestr(name, content)
+        with pytest.raises(ValueError, match='w.npz is no NumPy archive of numbers: .+'):
+            read_word_vectors(tmp_path / 'w.npz', LABELS)
+        (tmp_path / 'w.npy').write_bytes(content)
+        with pytest.raises(ValueError, match='w.npy is no NumPy file of numbers: .+'):
+            read_word_vectors(tmp_path / 'w.npy', LABELS)

@@ -19,6 +19,8 @@ from timm_miil.data._word_vectors import Row, read_binary_rows, read_text_rows, 
 __all__ = ['read_labels', 'read_word_vectors', 'save_word_vectors']
 
 NAMED_AT_MOST = 5
+UNREADABLE = (ValueError, TypeError, EOFError, SyntaxError, RuntimeError, MemoryError)
+"""What a damaged head of a NumPy file leads to; MemoryError, if it tells of more than there can be."""
 WHOLE = frozenset({'.npz', '.pickle', '.pkl', '.pt', '.pth', '.safetensors'})
 
 
@@ -174,8 +176,8 @@ def _read_array(path: Path) -> Tensor:
     try:
         array = np.lib.format.open_memmap(path, mode='r')  # it reads no pickles
         return torch.from_numpy(np.array(array, dtype=np.float32 if array.dtype.kind == 'f' else None))
-    except (ValueError, TypeError, EOFError, SyntaxError) as error:  # whatever a damaged head leads to
-        raise ValueError(f'{path} is no NumPy file of numbers: {cut(str(error)).rstrip(".")}.') from error
+    except UNREADABLE as error:
+        raise ValueError(f'{path} is no NumPy file of numbers: {_reason(error)}.') from error
 
 
 def _read_safetensors(path: Path, wanted: Collection[str]) -> Tensor | dict[str, Row]:
@@ -194,13 +196,21 @@ def _read_safetensors(path: Path, wanted: Collection[str]) -> Tensor | dict[str,
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            size = sum(info.file_size for info in archive.infolist())
+            entries = archive.infolist()
+            size = sum(info.file_size for info in entries)
+            other = next((info.filename for info in entries if not info.filename.endswith('.npy')), '')
+        if other:
+            raise ValueError(f'it has {shown(other)}, which is no array')
         if size > MAX_BYTES:
             raise ValueError(f'unpacked it has {size} bytes, more than {MAX_BYTES}')
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, TypeError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'{path} is no NumPy archive of numbers: {cut(str(error)).rstrip(".")}.') from error
+    except (*UNREADABLE, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f'{path} is no NumPy archive of numbers: {_reason(error)}.') from error
+
+
+def _reason(error: BaseException) -> str:
+    return cut(str(error) or type(error).__name__).rstrip('.')
 
 
 def _rows_of(
