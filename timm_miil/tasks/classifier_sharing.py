@@ -286,7 +286,7 @@ def freeze_head(model: nn.Module, head: nn.Linear, *, adapter: bool = False) -> 
         raise ValueError(
             f'the student\'s last layer reads embeddings of width {head.in_features}, and the teacher\'s has width '
             f'{classifier.in_features}; take networks of one width, or put a learned linear layer between by '
-            f'adapter=True.')
+            f'adapter=True (in a recipe, sharing.adapter = true).')
     _copy_head(classifier, head)
     classifier.requires_grad_(False)
 
@@ -346,7 +346,7 @@ def _check_width(classifier: nn.Linear, head: nn.Linear) -> None:
         raise ValueError(
             f'the teacher\'s last layer reads embeddings of width {head.in_features}, and the student\'s has width '
             f'{classifier.in_features}; take networks of one width, or put a learned linear layer between by '
-            f'adapter=True.')
+            f'adapter=True (in a recipe, sharing.adapter = true).')
 
 
 def _copy_head(classifier: nn.Linear, head: nn.Linear) -> None:

@@ -2,7 +2,10 @@
 
 Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", arXiv:1801.07698 (Eq. 3); the margin is
 `pytorch_metric_learning.losses.ArcFaceLoss`. The teacher's term is the distance of directions of Ben-Baruch et al.,
-arXiv:2201.06945, as in `timm_miil.losses.embedding_distillation_loss`. No deviations.
+arXiv:2201.06945, as in `timm_miil.losses.embedding_distillation_loss`.
+
+Deviation: where the angle and its margin m would pass 180 degrees, cos(angle) - m sin(m), m in radians, stands for
+cos(angle + m), as in that library: the loss would fall again otherwise.
 """
 from typing import Any, cast
 
