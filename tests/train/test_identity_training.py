@@ -113,6 +113,12 @@ def test_the_command_leaves_a_model_of_embeddings(finished, faces, recipe):
     assert printed == [torch.Size([12])]
 
 
+def test_training_says_where_there_are_too_few_pairs(finished, capsys):
+    words = ['--device', 'cpu', '--resume', 'auto', '--set', *(f'{key}={value}' for key, value in CHANGES.items())]
+    assert main(['train', 'identities_arcface', '--output', str(finished), *words]) == 0
+    assert ' %, too few pairs at 0.1 %, with the weights of epoch ' in capsys.readouterr().out
+
+
 def test_validate_prints_what_training_measured(finished, tmp_path, capsys):
     words = ['validate', str(finished / 'model'), '--data-dir', str(finished / 'scenes'), '--split', 'test',
              '--workers', '0', '--fars', '0.07', '1', '10']

@@ -1,6 +1,7 @@
 """`timm-miil train`: train a model by a recipe, from one processor to many machines."""
 import argparse
 import json
+import math
 import re
 import shlex
 import sys
@@ -239,8 +240,10 @@ def _score(result: TrainResult) -> str:
     figures, split = (result.test_metrics, 'test') if result.test_metrics else (result.val_metrics, 'val')
     words = f'{split} {METRIC_WORDS[result.metric]} {figures[result.metric]:.2f}'
     if (settings := result.recipe.verification) is not None:
-        others = (f'{figures[f"tar_at_{far:g}"]:.2f} at {far:g} %' for far in settings.fars)
-        words = ', '.join([f'{words} at FAR {settings.far:g} %', *others]) + ','
+        words = f'{words} at FAR {settings.far:g} %,'
+        for far in settings.fars:
+            tar = figures[f'tar_at_{far:g}']
+            words += f' too few pairs at {far:g} %,' if math.isnan(tar) else f' {tar:.2f} at {far:g} %,'
     if result.unseen_metrics:
         words += (
             f', of labels never trained on {result.unseen_metrics["map"]:.2f}, of both together '
