@@ -101,6 +101,7 @@ def test_few_pictures_a_class(trained, digits, capsys):
     (['--csv', 'nowhere/table.csv'], '--csv must be a file .csv in a folder that exists'),
     (['--shots', '90'], 'shots must be at most the training pictures of each class'),
     (['--draws', '2'], 'draws must be 1 where all pictures are learnt from'),
+    (['--recipe', 'scenes_injection_supervised', '--format', 'coco'], "has no split 'train'"),
     (['--recipe', 'scenes_injection_supervised', '--shots', '1'], 'shots and draws are for a linear classifier'),
 ])
 def test_words_that_are_refused(trained, digits, capsys, words, message):

@@ -113,6 +113,12 @@ def test_the_recipe_names_the_task(tiny_recipe, zero_shot_recipe):
         assert type(task) is kind and task.trainable_module.num_classes == 2
 
 
+def test_a_network_without_words_is_refused(zero_shot_recipe):
+    recipe = zero_shot_recipe.override({'model.name': 'test_resnet', 'model.args': '{}'})
+    with pytest.raises(ValueError, match="such as 'mldecoder_zero_shot' or 'miil_sdl', got 'test_resnet'"):
+        build_model(recipe, ['red 1', 'red 2'])
+
+
 def test_the_settings_have_defaults_and_types(tiny_recipe):
     assert tiny_recipe.task == 'multi_label' and tiny_recipe.unseen_labels == ()
     changed = tiny_recipe.override({'unseen_labels': '["a", "b"]', 'task': 'zero_shot'})

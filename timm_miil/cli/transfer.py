@@ -1,5 +1,6 @@
 """`timm-miil transfer`: what networks reach on data that they were not trained on, and how diverse they are."""
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def run(ns: argparse.Namespace) -> int:
         raise ValueError('--data must name each folder once.')
     require('accelerate' if ns.recipe else 'sklearn')
     recipe = load_recipe(ns.recipe) if ns.recipe else None
-    settings = recipe.data if recipe else DataSettings(format=ns.format)
+    settings = recipe.data if recipe else DataSettings()
+    if ns.format != 'auto':
+        settings = dataclasses.replace(settings, format=ns.format)
     data_sets = {folder: read_splits(folder, settings, seed=ns.seed) for folder in ns.data}
     with tqdm(total=len(ns.models) * len(data_sets), disable=None, unit='run', leave=False) as bar:
         table = transfer_table(

@@ -12,7 +12,8 @@ from timm_miil.tasks import SemanticDiversityTask, ZeroShotTask
 from timm_miil.train._task_parts import TaskParts
 from timm_miil.train.recipe import Recipe
 
-__all__ = ['build_zero_shot_task', 'label_args', 'measure_label_sets', 'retrieval_figures', 'set_words']
+__all__ = [
+    'build_zero_shot_task', 'label_args', 'measure_label_sets', 'refuse_plain_network', 'retrieval_figures', 'set_words']
 
 TOP = (3, 5)
 NO_FIGURES = MappingProxyType(dict[str, dict[str, float]](seen={}, unseen={}, generalised={}))
@@ -21,6 +22,14 @@ NO_FIGURES = MappingProxyType(dict[str, dict[str, float]](seen={}, unseen={}, ge
 def label_args(recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
     """What the network is made with: the labels by name, or nothing if their words come from a file."""
     return {} if _word_vectors(recipe) else {'labels': list(labels)}
+
+
+def refuse_plain_network(recipe: Recipe, error: TypeError) -> None:
+    """Raise ValueError if the error, of making the network, means that it knows no labels."""
+    if recipe.task == 'zero_shot' and "'labels'" in str(error):
+        raise ValueError(
+            f"model.name must be a network whose classes are words for task 'zero_shot', such as 'mldecoder_zero_shot' "
+            f"or 'miil_sdl', got {recipe.model.name!r}.") from error
 
 
 def set_words(model: Any, recipe: Recipe, labels: Sequence[str]) -> None:

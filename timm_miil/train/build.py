@@ -26,7 +26,7 @@ from timm_miil.tasks import (
 from timm_miil.train._loaders import EpochLoader, Share, StreamLoader, StreamPictures, TrainLoader, WorkerLoader
 from timm_miil.train._self_supervised import ARGS_OF_LOSS, build_self_supervised
 from timm_miil.train._task_parts import TaskParts
-from timm_miil.train._zero_shot import build_zero_shot_task, label_args, set_words
+from timm_miil.train._zero_shot import build_zero_shot_task, label_args, refuse_plain_network, set_words
 from timm_miil.train.methods import build_method_task
 from timm_miil.train.recipe import LossSettings, Recipe
 from timm_miil.train.splits import with_labels
@@ -109,6 +109,9 @@ def build_model(recipe: Recipe, label_names: Sequence[str], *, pretrained: bool 
             f'the weights that {recipe.model.name} starts from could not be had: {cut(str(error)).rstrip(".")}; check '
             f'the network, or start at random (model.pretrained = false, model.args.pretrained_backbone = false).'
         ) from error
+    except TypeError as error:
+        refuse_plain_network(recipe, error)
+        raise
     except RuntimeError as error:  # torch names each tensor that does not fit
         if not args.get('checkpoint_path'):
             raise
