@@ -13,7 +13,9 @@ from timm_miil.train._task_parts import TaskParts
 from timm_miil.train.recipe import Recipe
 
 __all__ = [
-    'build_zero_shot_task', 'label_args', 'measure_label_sets', 'refuse_plain_network', 'retrieval_figures', 'set_words']
+    'build_zero_shot_task', 'label_args', 'measure_label_sets', 'refuse_plain_network', 'retrieval_figures',
+    'set_words',
+]
 
 TOP = (3, 5)
 NO_FIGURES = MappingProxyType(dict[str, dict[str, float]](seen={}, unseen={}, generalised={}))
