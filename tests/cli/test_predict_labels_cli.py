@@ -109,8 +109,7 @@ def test_embeddings_of_a_file_are_used(name, picture, model_dir, labels, tmp_pat
     (['--labels', 'cat.txt', '--embeddings', 'w.txt'],
      "w.txt lacks words of 1 of 1 labels: 'cat'; rename these labels, or take another file."),
     (['--labels', 'cat.txt', '--embeddings', 'w.npz'],
-     'w.npz is a zip archive, as .npz and .pt files are, which is not read; give text (.txt, .vec), the binary form of '
-     'word2vec (.bin), or an array (K, E) by numpy.save (.npy) or safetensors.torch.save_file (.safetensors).'),
+     'w.npz is no NumPy archive of numbers: File is not a zip file.'),
     (['--labels', 'cat.txt', '--embeddings', 'narrow.txt'],
      'embeddings must have shape (K, 16), got (1, 2); this head reads embeddings of length 16: take the encoder that '
      'it was trained with, or build it with text_dim=2 and train it.'),

@@ -102,7 +102,7 @@ def test_tables_that_fit(changes):
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({**PARTIAL, 'partial.scheme': 'fpc'}, "partial.scheme must be one of 'fixed_per_class', 'positives_only', 'rand"),
+    ({**PARTIAL, 'partial.scheme': 'fpc'}, "partial.scheme must be one of 'fixed_per_class', 'l"),
     ({**PARTIAL, 'partial.num_per_class': '0'}, 'partial.num_per_class must be at least 1, got 0'),
     ({**PARTIAL, 'partial.drop_prob': '0.5'},
      "partial.scheme must be given its own number only, got 'fixed_per_class' with num_per_class 5 and drop_prob 0.5"),

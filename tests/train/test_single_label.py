@@ -150,7 +150,7 @@ def test_targets_are_mixed_as_pictures_are(recipe, splits, name):
     recipe = recipe.override(LOSSES[name])
     with seeded(0):
         loader = build_train_loader(recipe, splits.train, build_model(recipe, splits.label_names))
-        [images, targets, _], *_ = loader.batches(0)
+        [images, targets, *_], *_ = loader.batches(0)
         mixed, found = build_mixup(recipe, CLASSES)(images.clone(), targets)
     one, other = targets, targets.flip(0)
     assert torch.allclose(found.sum(1), torch.ones(16)) and not torch.equal(found, targets)
