@@ -114,6 +114,7 @@ def test_folders_and_models_that_are_refused(trained, digits, capsys):
     for words, message in (
             ([model, '--data', folder, folder], '--data must name each folder once'),
             ([model, model, '--data', folder], 'models must be named once each'),
+            ([model + '-none', '--data', folder], "model-none', which is neither"),
             ([model, '--data', folder + '-none'], 'must be the folder of a data set')):
         assert main(['transfer', *words]) == 2
         assert message in capsys.readouterr().err

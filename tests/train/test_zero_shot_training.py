@@ -119,6 +119,12 @@ def test_a_network_without_words_is_refused(zero_shot_recipe):
         build_model(recipe, ['red 1', 'red 2'])
 
 
+def test_a_file_of_words_that_is_not_there_is_named_with_its_setting(zero_shot_recipe):
+    recipe = zero_shot_recipe.override({'zero_shot.word_vectors': 'lost.vec'})
+    with pytest.raises(FileNotFoundError, match="zero_shot.word_vectors must be a file .*got 'lost.vec'"):
+        build_model(recipe, ['red 1', 'red 2'])
+
+
 def test_the_settings_have_defaults_and_types(tiny_recipe):
     assert tiny_recipe.task == 'multi_label' and tiny_recipe.unseen_labels == ()
     changed = tiny_recipe.override({'unseen_labels': '["a", "b"]', 'task': 'zero_shot'})

@@ -1,5 +1,6 @@
 """Training whose labels are words: the task, the label sets that it is given, and what is measured of them."""
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -43,6 +44,9 @@ def set_words(model: Any, recipe: Recipe, labels: Sequence[str]) -> None:
     """
     path = _word_vectors(recipe)
     if path:
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f'zero_shot.word_vectors must be a file of word vectors, got {path!r}, where none is.')
         model.set_queries(read_word_vectors(path, labels))
     else:
         model.set_labels(labels)

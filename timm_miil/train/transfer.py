@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import create_model
+from timm.models import create_model, is_model, list_models
 from torch import Tensor
 
-from timm_miil._checks import shown
+from timm_miil._checks import nearest, shown
 from timm_miil.metrics import (
     cka_redundancy, effective_rank, filter_diversity, mean_log_odds, nc1, participation_ratio)
 from timm_miil.train.engine import train
@@ -131,7 +131,7 @@ def transfer_table(
     diversity: dict[str, float] = {}
     reading: dict[str, Any] = {'batch_size': batch_size, 'workers': workers}
     for name in models:
-        place = f'local-dir:{name}' if Path(name).is_dir() else name
+        place = _place(name)
         network = create_model(place, pretrained=True).to(device)
         diversity[name] = filter_diversity(network)
         for data, splits in data_sets.items():
@@ -148,6 +148,17 @@ def transfer_table(
             if on_row is not None:
                 on_row(rows[-1])
     return TransferTable(tuple(rows), diversity)
+
+
+def _place(name: str) -> str:
+    """The name under which timm finds a network."""
+    if Path(name).is_dir():
+        return f'local-dir:{name}'
+    if ':' not in name and not is_model(name):
+        raise ValueError(
+            f'models must be timm models or model folders, got {shown(name)}, which is neither; '
+            f'{nearest(name, list_models())}')
+    return name
 
 
 def _fine_tune(recipe: Recipe, place: str, splits: Splits, device: torch.device | str) -> tuple[str, float]:
