@@ -15,9 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from run import compare, itself, save
-
 CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.append(str(CHECKOUT))  # the harness is in the package, which is not installed
+
+from run import save  # noqa: E402
+
+from timm_miil.bench import compare, itself  # noqa: E402
+
 # Seconds inside the child: of the hook once torch is there, and of our import once timm is there.
 HOOK_ALONE = '''
 import torch, time
@@ -59,7 +63,7 @@ def python(code: str, packages: Path, cwd: Path, **variables: str) -> float:
 
 
 def main() -> None:
-    if any(found.name == 'timm-miil' for found in importlib.metadata.distributions()):
+    if any(found.name == 'timm-miil' for found in importlib.metadata.distributions(path=sys.path[:-1])):
         sys.exit('timm-miil is installed here, so "without" would be with it; run in an environment that lacks it.')
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

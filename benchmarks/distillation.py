@@ -23,11 +23,12 @@ from pathlib import Path
 
 import timm
 import torch
-from run import compare, device_events, place, processor, save
+from run import save
 from timm.task import LogitDistillationTask
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from timm_miil.bench import compare, device_events, place, processor
 from timm_miil.tasks import SingleLabelTask, SupervisedDistillationTask, Teacher, TeacherCache
 
 ALPHA = 5.0               # weight of the teacher's term, the paper's

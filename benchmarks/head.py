@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import timm
 import torch
 import torch.nn.functional as F
-from run import clocks_of, compare, place, save
+from run import save
 from torch import Tensor, nn
 
+from timm_miil.bench import clocks_of, compare, place
 from timm_miil.heads import MLDecoder
 
 DTYPES = torch.float32, torch.bfloat16  # the latter by autocast

@@ -23,12 +23,13 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from run import compare, processor, save, wall
+from run import save
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from torchvision.datasets import ImageFolder
 
+from timm_miil.bench import compare, processor, wall
 from timm_miil.data import (
     LabelledImages, MultiLabelDataset, MultiLabelRecords, create_paper_transform, load_image, open_split,
     prepare_in21k, write_shards)

@@ -21,7 +21,9 @@ from pathlib import Path
 import timm
 import timm_miil.models  # noqa: F401 - registers our networks
 import torch
-from run import compare, itself, save
+from run import save
+
+from timm_miil.bench import compare, itself
 
 CONTESTANTS = {
     'timm': 'timm.create_model(f"local-dir:{folder}", pretrained=True)',

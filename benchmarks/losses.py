@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 import timm.loss
 import torch
-from run import clocks_of, compare, place, save
+from run import save
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from timm_miil.bench import clocks_of, compare, place
 from timm_miil.losses import AsymmetricLoss, ClassAwareSelectiveLoss
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from run import compare, processor, save
+from run import save
 from sklearn.metrics import average_precision_score
 from timm.task import MultiLabelClassificationEvaluator
 
+from timm_miil.bench import compare, processor
 from timm_miil.metrics import MultilabelAveragePrecision, multilabel_average_precision
 
 BATCH = 256

@@ -9,10 +9,11 @@ import random
 from collections.abc import Callable
 
 import torch
-from run import clocks_of, compare, place, save
+from run import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from timm_miil.bench import clocks_of, compare, place
 from timm_miil.losses import SemanticHierarchy, SemanticSoftmaxLoss
 
 BATCH_SIZES = (64, 256)

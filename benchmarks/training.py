@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from run import compare, itself, place, save, wall
+from run import save
 from timm.data import ImageDataset, create_loader, resolve_model_data_config
 from torch import Tensor
 
+from timm_miil.bench import compare, itself, place, wall
 from timm_miil.data import LabelledImages, SceneConfig, make_scenes, seeded
 from timm_miil.train import Recipe, Splits, load_recipe, read_splits, train
 from timm_miil.train.build import build_model, build_optimizer, build_scheduler, build_task, build_train_loader

@@ -25,7 +25,7 @@ FLOORS = [
     {'catalog'},
     {'losses', 'metrics', 'heads'},
     {'tasks', 'models', 'data'},
-    {'train', 'hub', 'inference', 'nas'},
+    {'train', 'hub', 'inference', 'nas', 'bench'},
     {'cli'},
 ]
 # Room -> the rooms it may import, besides itself and the files below.
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     'nas': {'models', 'catalog'},
     'hub': {'catalog', 'models'},
     'inference': {'heads', 'metrics', 'data', 'catalog', 'models'},
+    'bench': {'losses', 'heads', 'models', 'catalog'},
     'train': {'tasks', 'losses', 'heads', 'metrics', 'data', 'catalog'},
     'cli': set().union(*FLOORS),
 }
