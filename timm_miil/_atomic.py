@@ -44,7 +44,7 @@ def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def whole_file(target: str | os.PathLike[str], *, durable: bool = False) -> Iterator[BinaryIO]:
     """Write into a file that takes its name only when it is complete.
 
     Yields a fresh file beside `target`; when the block ends well it becomes `target`, in place of a file of that
@@ -52,6 +52,7 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Args:
         target: The file to make, in a folder that is there.
+        durable: Whether to wait until it is on the disk, so that a machine that fails has all of it or none.
 
     Raises:
         OSError: If it cannot be written or put in place.
@@ -61,6 +62,9 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         with open(number, 'wb') as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         # A temporary file is its owner's alone; this one shall be as readable as its neighbours.
         mask = os.umask(0)
         os.umask(mask)
@@ -69,6 +73,12 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(fresh)
         raise
+    if durable and hasattr(os, 'O_DIRECTORY'):  # its name, too
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_file(target: str | os.PathLike[str], content: str | bytes) -> None:

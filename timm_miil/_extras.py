@@ -9,6 +9,7 @@ EXTRA_OF_IMPORT = {
     'matplotlib': 'train',
     'sklearn': 'train',
     'datasets': 'data',
+    'pyarrow': 'data',
     'webdataset': 'data',
     'tensorboard': 'log',
     'trackio': 'log',

@@ -11,15 +11,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import torch
 from tqdm import tqdm
 
+from timm_miil._cores import count_cores
 from timm_miil._errors import PredictionError
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._labels import add_model_arguments
 from timm_miil.cli._text import printable
 from timm_miil.data import read_labels
 from timm_miil.inference import (
-    ACTIVATIONS, BATCH_SIZE, IMAGE_SUFFIXES, Prediction, Tagger, find_images, save_tagged)
+    ACTIVATIONS, BATCH_SIZE, IMAGE_SUFFIXES, PART_SIZE, RESULT_FORMATS, Prediction, Tagger, find_images, find_share,
+    save_tagged, tag_to_folder)
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
@@ -40,39 +43,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
              'independent labels and the best 5 of exclusive ones')
     parser.add_argument('--activation', choices=ACTIVATIONS, help="default: the model's own")
     parser.add_argument(
-        '--format', choices=FORMATS, default='table',
-        help='table for people; json: one object a line; csv: one label a line (default: %(default)s)')
+        '--format', choices=[*FORMATS, 'parquet'],
+        help='table for people; json: one object a line; csv: one label a line (default: table); with --output-dir '
+             'json or parquet (default: json)')
     parser.add_argument('--batch-size', type=int, default=BATCH_SIZE, help='default: %(default)s')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ... (default: %(default)s)')
     parser.add_argument('--save-pictures', type=Path, metavar='DIR', help='also save pictures with their labels')
     parser.add_argument('--output', type=Path, metavar='FILE', help='write the results to a file')
+    many = parser.add_argument_group('a million pictures')
+    many.add_argument(
+        '--output-dir', type=Path, metavar='DIR',
+        help='write the results to files of a folder, part by part; the same command again goes on where it was; also '
+             'takes .tar files, and several processes started by torchrun or accelerate launch; pictures that cannot '
+             'be read are rows with an error, and the exit code stays 0')
+    many.add_argument('--part-size', type=int, default=PART_SIZE, help='pictures of a part (default: %(default)s)')
+    many.add_argument(
+        '--workers', type=int, default=count_cores(), help='processes that read pictures (default: one a core)')
 
 
 def run(ns: argparse.Namespace) -> int:
     """Label the pictures; 1 if some could not be read or saved."""
     start = time.monotonic()
     _check_targets(ns)
+    if ns.output_dir:
+        return _run_to_folder(ns)
     exclude = [ns.save_pictures] if ns.save_pictures else []
     files = find_images(ns.paths, exclude=exclude)  # before the model: a wrong path is told at once
     first = next(files, None)
     if first is None:
         raise FileNotFoundError(f'no pictures found; folders are searched for {" ".join(sorted(IMAGE_SUFFIXES))}.')
-    tagger = Tagger.from_name(
-        ns.model, labels=read_labels(ns.labels) if ns.labels else None, embeddings=ns.embeddings,
-        activation=ns.activation, device=parse_device(ns.device), threshold=ns.threshold, topk=ns.topk)
+    tagger = _load(ns, parse_device(ns.device))
     predictions = tagger(itertools.chain([first], files), batch_size=ns.batch_size)
-    if not tagger.has_label_names:
-        _note('the model does not name its classes; they are shown by number.')
-    if tagger.unused_settings:
-        _note(f"the model's own {' and '.join(tagger.unused_settings)} are for its own labels and not used.")
-
+    as_text = FORMATS[ns.format or 'table']
     total = sum(1 for _ in find_images(ns.paths, exclude=exclude)) if sys.stderr.isatty() else None
     done = broken = unsaved = 0
     with _open(ns.output) as out, tqdm(total=total, disable=None, unit='pictures', leave=False) as bar:
         if ns.format == 'csv':
             _write(out, _csv_line(CSV_COLUMNS))
         for prediction in predictions:
-            _write(out, FORMATS[ns.format](prediction))
+            _write(out, as_text(prediction))
             if prediction.error is not None:
                 broken += 1
                 _note(prediction.error)
@@ -86,6 +95,34 @@ def run(ns: argparse.Namespace) -> int:
     return 1 if broken or unsaved else 0
 
 
+def _run_to_folder(ns: argparse.Namespace) -> int:
+    share = find_share(cpu=ns.device == 'cpu')
+    if share.count > 1 and ns.device not in ('auto', 'cpu'):
+        raise ValueError(f'--device must be auto or cpu where several processes share the devices, got {ns.device!r}.')
+    tagger = _load(ns, share.device or parse_device(ns.device))
+    with tqdm(disable=None, unit='parts', leave=False) as bar:
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+        summary = tag_to_folder(
+            tagger, ns.paths, ns.output_dir, model=ns.model or '', format=ns.format or 'json', part_size=ns.part_size,
+            batch_size=ns.batch_size, num_workers=ns.workers, share=share, on_part=show)
+    if summary is not None:
+        _note(f'{summary.tagged} labelled, {summary.errors} not read, in {summary.parts} parts.')
+    return 0
+
+
+def _load(ns: argparse.Namespace, device: torch.device) -> Tagger:
+    tagger = Tagger.from_name(
+        ns.model, labels=read_labels(ns.labels) if ns.labels else None, embeddings=ns.embeddings,
+        activation=ns.activation, device=device, threshold=ns.threshold, topk=ns.topk)
+    if not tagger.has_label_names:
+        _note('the model does not name its classes; they are shown by number.')
+    if tagger.unused_settings:
+        _note(f"the model's own {' and '.join(tagger.unused_settings)} are for its own labels and not used.")
+    return tagger
+
+
 def _save(prediction: Prediction, folder: Path, roots: Sequence[Path]) -> bool:
     try:
         save_tagged(prediction, folder, roots=roots)
@@ -96,6 +133,12 @@ def _save(prediction: Prediction, folder: Path, roots: Sequence[Path]) -> bool:
 
 
 def _check_targets(ns: argparse.Namespace) -> None:
+    if ns.output_dir and (ns.output or ns.save_pictures):
+        raise ValueError('--output-dir is a place of its own; leave out --output and --save-pictures.')
+    if ns.output_dir and ns.format not in (None, *RESULT_FORMATS):
+        raise ValueError(f'--format must be {" or ".join(RESULT_FORMATS)} with --output-dir, got {ns.format!r}.')
+    if not ns.output_dir and ns.format == 'parquet':
+        raise ValueError('--format parquet is for --output-dir; give the folder to write to.')
     if ns.output and ns.output.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f'--output is for text, got the name of a picture: {str(ns.output)!r}.')
     if ns.save_pictures:

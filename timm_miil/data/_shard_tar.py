@@ -17,7 +17,7 @@ from timm_miil.data._files import clean_name
 from timm_miil.data.images import IMAGE_SUFFIXES
 
 __all__ = [
-    'Heads', 'Labels', 'MAX_PICTURE_BYTES', 'Sample', 'Span', 'add_member', 'list_samples', 'pack_labels',
+    'Heads', 'Labels', 'MAX_PICTURE_BYTES', 'Sample', 'Span', 'add_member', 'list_files', 'list_samples', 'pack_labels',
     'parse_labels', 'read_span']
 
 LABEL_SUFFIXES = ('.json', '.cls')
@@ -67,7 +67,7 @@ def list_samples(file: IO[bytes]) -> list[Sample]:
             shard's name.
     """
     spans: dict[str, dict[str, Span]] = {}
-    for name, span in _list_files(file):
+    for name, span in list_files(file):
         folder, _, base = name.rpartition('/')
         stem, dot, suffix = base.partition('.')
         suffix = dot + suffix.lower()
@@ -105,8 +105,8 @@ def _to_sample(key: str, found: dict[str, Span]) -> Sample:
     return Sample(key, found[pictures[0]], found[labels[0]], labels[0])
 
 
-def _list_files(file: IO[bytes]) -> Iterator[tuple[str, Span]]:
-    """Names and places of the files in a tar file, each checked."""
+def list_files(file: IO[bytes]) -> Iterator[tuple[str, Span]]:
+    """Names and places of the files in a tar file, each checked; ValueError as of `list_samples`."""
     total = os.fstat(file.fileno()).st_size
     end = 0
     try:

@@ -50,10 +50,11 @@ def find_images(
         paths: Iterable[str | os.PathLike[str]],
         *,
         exclude: Collection[str | os.PathLike[str]] = (),
+        suffixes: Collection[str] = IMAGE_SUFFIXES,
 ) -> Iterator[Path]:
     """List pictures: files as given, folders with everything below them.
 
-    A folder gives its files with a suffix in `IMAGE_SUFFIXES` (in any case) by name, then its subfolders by
+    A folder gives its files with a suffix in `suffixes` (in any case) by name, then its subfolders by
     name. Names that start with a dot are passed over; symbolic links are followed, but never back into a folder
     that is being listed. A file named in `paths` is taken whatever its suffix. A folder that cannot be listed
     comes out itself, so that reading it reports why.
@@ -61,6 +62,7 @@ def find_images(
     Args:
         paths: Files and folders, relative or absolute.
         exclude: Folders not to enter, such as one that is being written.
+        suffixes: Of the files to find, in lower case.
 
     Returns:
         An iterator that holds the names of one folder (and of the folders still to list) at a time.
@@ -77,15 +79,17 @@ def find_images(
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f'no such file or folder: {str(root)!r}.') from None
     excluded = {_identity(folder) for folder in exclude if os.path.isdir(folder)}
-    return (Path(path) for root in roots for path in walk_images(str(root), excluded))
+    return (Path(path) for root in roots for path in walk_images(str(root), excluded, tuple(suffixes)))
 
 
-def walk_images(root: str, excluded: Collection[tuple[int, int]] = ()) -> Iterator[str]:
+def walk_images(
+        root: str, excluded: Collection[tuple[int, int]] = (), suffixes: tuple[str, ...] = _SUFFIXES) -> Iterator[str]:
     """What `find_images` lists of one root, as strings: of millions, objects would take most of the time.
 
     Args:
         root: File or folder.
         excluded: Device and inode of folders not to enter.
+        suffixes: Of the files to find, in lower case.
     """
     # A stack, not recursion: folders nest deeper than Python's calls may.
     stack: list[tuple[str, _Chain]] = [(root, None)]
@@ -98,7 +102,7 @@ def walk_images(root: str, excluded: Collection[tuple[int, int]] = ()) -> Iterat
             identity = _identity(folder)
             if identity in excluded or _is_in(identity, parents):
                 continue
-            files, folders = _list_folder(folder)
+            files, folders = _list_folder(folder, suffixes)
         except OSError:
             yield folder
             continue
@@ -152,7 +156,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise ImageError(f'cannot read {name!r}: {_reason(error)}.') from error
 
 
-def _list_folder(folder: str) -> tuple[list[str], list[str]]:
+def _list_folder(folder: str, suffixes: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Sorted names of the pictures and of the folders in a folder."""
     files, folders = [], []
     with os.scandir(folder) as entries:
@@ -161,7 +165,7 @@ def _list_folder(folder: str) -> tuple[list[str], list[str]]:
                 continue
             if is_folder(entry):
                 folders.append(entry.name)
-            elif entry.name.lower().endswith(_SUFFIXES):
+            elif entry.name.lower().endswith(suffixes):
                 files.append(entry.name)
     return sorted(files), sorted(folders)
 

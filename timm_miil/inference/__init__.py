@@ -10,13 +10,16 @@ from timm_miil.inference.pairs import PairValidation, validate_pairs
 from timm_miil.inference.predict import BATCH_SIZE, DEFAULT_MODEL, Prediction, Tag, Tagger
 from timm_miil.inference.reliability import draw_reliability
 from timm_miil.inference.report import write_report
+from timm_miil.inference.tagging import (
+    PART_SIZE, RESULT_FORMATS, Share, TaggingSummary, find_share, tag_to_folder)
 from timm_miil.inference.tune import Tuning, tune_folder
 from timm_miil.inference.validate import ClassResult, Validation, validate
 
 __all__ = [
     'ACTIVATIONS', 'BATCH_SIZE', 'Calibration', 'ClassResult', 'DEFAULT_MODEL', 'DEFAULT_ZERO_SHOT_MODEL', 'Explainer',
-    'IMAGE_SUFFIXES', 'METHODS', 'OutputConfig', 'PairValidation', 'Prediction', 'Tag', 'Tagger', 'Tuning',
-    'Validation', 'calibrate', 'class_maps', 'collect_logits', 'draw_overlay', 'draw_reliability', 'draw_tags',
-    'explain', 'find_classes', 'find_images', 'load_image', 'load_model', 'save_overlay', 'save_tagged', 'tune_folder',
-    'validate', 'validate_pairs', 'write_report',
+    'IMAGE_SUFFIXES', 'METHODS', 'OutputConfig', 'PART_SIZE', 'PairValidation', 'Prediction', 'RESULT_FORMATS', 'Share',
+    'Tag', 'Tagger', 'TaggingSummary', 'Tuning', 'Validation', 'calibrate', 'class_maps', 'collect_logits',
+    'draw_overlay', 'draw_reliability', 'draw_tags', 'explain', 'find_classes', 'find_images', 'find_share',
+    'load_image', 'load_model', 'save_overlay', 'save_tagged', 'tag_to_folder', 'tune_folder', 'validate',
+    'validate_pairs', 'write_report',
 ]

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from timm_miil._errors import ImageError, PredictionError
 from timm_miil.data import ImageStream, LabelledImages
+from timm_miil.inference.images import MAX_ASPECT
 from timm_miil.inference.load import input_like
-from timm_miil.inference.predict import MAX_ASPECT, NOT_FINITE, Tagger
+from timm_miil.inference.predict import NOT_FINITE, Tagger
 
 __all__ = ['Scores', 'collect_scores']
 

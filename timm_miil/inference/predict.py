@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from timm_miil._checks import check_choice, check_class_settings, check_paths, check_positive, check_range, cut
 from timm_miil._errors import PredictionError
 from timm_miil.data import read_word_vectors
-from timm_miil.inference.images import load_image
+from timm_miil.inference.images import load_image, read_input
 from timm_miil.inference.load import (
     ACTIVATIONS, DEFAULT_ZERO_SHOT_MODEL, Activation, check_label_names, default_activation, find_label_names,
     input_like, load_model, set_labels, uncompiled)
@@ -28,8 +28,6 @@ BATCH_SIZE = 32
 NUM_WORKERS = 4
 SIGMOID_THRESHOLD = 0.5
 SOFTMAX_TOPK = 5
-# Resizing the short side of a longer strip to the model's input would need gigabytes.
-MAX_ASPECT = 200
 NOT_FINITE = 'the model gives scores that are not finite.'
 
 # A file and its preprocessed pixels (3, H, W), or why there are none.
@@ -300,27 +298,36 @@ class Tagger:
                     future.cancel()
 
     def _read(self, path: Path) -> _Picture:
-        try:
-            image = load_image(path)
-            if max(image.size) > MAX_ASPECT * min(image.size):
-                raise ValueError(
-                    f'one side of {image.width} x {image.height} pixels is more than {MAX_ASPECT} times the other')
-            return path, self.transform(image)
-        except PredictionError as error:
-            return path, str(error)
-        except ValueError as error:  # also from the transform, when a side would resize to nothing
-            return path, f'cannot tag {str(path)!r}: {error}.'
+        return path, read_input(lambda: load_image(path), self.transform, str(path))
 
     def _tag_batch(self, inputs: Tensor) -> list[tuple[Tag, ...] | None]:
-        """Tags of preprocessed pictures (B, 3, H, W); None for one whose scores are not finite."""
+        return self.tags_of(self.scores(inputs))
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        """The model's logits of preprocessed pictures.
+
+        Args:
+            inputs: Shape (B, 3, H, W), on any device; from pinned memory they are copied without waiting.
+
+        Returns:
+            Shape (B, C), float32, on the model's device, which may still be computing them.
+
+        Raises:
+            PredictionError: If the model gives something else.
+        """
         with torch.inference_mode():  # never round a yield: it would reach the caller
-            logits = self.model(inputs.to(input_like(self.model)))
+            logits = self.model(inputs.to(input_like(self.model), non_blocking=True))
             expected = (len(inputs), len(self.label_names))
             if not isinstance(logits, Tensor) or logits.shape != expected:
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise PredictionError(f'the model must give scores of shape {expected}, got {got}; it cannot tag.')
+            return logits.float()
+
+    def tags_of(self, scores: Tensor) -> list[tuple[Tag, ...] | None]:
+        """The tags of each picture by its logits (B, C); None for one whose logits are not finite."""
+        with torch.inference_mode():
             # As `calibrate` computes them, to the bit; not every accelerator has float64.
-            logits = logits.float().cpu().double()
+            logits = scores.cpu().double()
             is_finite = logits.isfinite().all(dim=1).tolist()
             if self.temperatures is not None:
                 logits = logits / logits.new_tensor(self.temperatures)

@@ -1,0 +1,249 @@
+"""A run over many pictures tags each exactly once, whatever is killed when and however many processes share it."""
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+import timm_miil
+from timm_miil.cli.main import main
+from timm_miil.inference import Tagger, tag_to_folder
+from timm_miil.inference._input_list import write_list
+
+LABELS = ('ant', 'bee', 'cat', 'dog', 'elk')
+NUM_PICTURES = 40
+WORDS = ['--threshold', '0', '--batch-size', '2', '--part-size', '4', '--device', 'cpu']
+COMMAND = ['-m', 'timm_miil.cli.main', 'predict']
+ENVIRONMENT = os.environ | {'PYTHONPATH': str(Path(timm_miil.__file__).parents[1]), 'OMP_NUM_THREADS': '1'}
+
+
+@pytest.fixture(scope='module')
+def model_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('model')
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=len(LABELS))
+    nn.init.normal_(model.fc.weight)
+    timm.models.save_for_hf(
+        model, folder, safe_serialization=True, model_config=dict(label_names=list(LABELS), activation='sigmoid'))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def tagger(model_dir) -> Tagger:
+    return Tagger.from_name(str(model_dir), threshold=0)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('pictures')
+    rng = np.random.default_rng(0)
+    for number in range(NUM_PICTURES):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f'{number:02}.png')
+    (folder / '07.png').write_text('no picture')
+    for number in range(20, 24):  # a whole part
+        (folder / f'{number}.png').write_bytes(b'')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def undisturbed(pictures, tagger, tmp_path_factory) -> dict[str, bytes]:
+    """The parts of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp('undisturbed')
+    summary = run(tagger, [pictures], folder)
+    assert (summary.pictures, summary.tagged, summary.errors, summary.parts) == (NUM_PICTURES, 35, 5, 10)
+    return parts(folder)
+
+
+def run(tagger: Tagger, paths, folder: Path, **settings):
+    settings = dict(format='json', part_size=4, batch_size=2, num_workers=0) | settings
+    return tag_to_folder(tagger, paths, folder, **settings)
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob('part-*'))}
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for content in parts(folder).values() for line in content.splitlines()]
+
+
+# -- what is written
+
+
+def test_the_rows_are_those_of_the_tagger(pictures, tagger, undisturbed, tmp_path):
+    names = [path for path in sorted(pictures.iterdir()) if int(path.stem) not in (7, 20, 21, 22, 23)][:16]
+    run(tagger, names, tmp_path / 'out')
+    want = [
+        {'path': str(one.path), 'error': None, 'tags': [
+            {'label': tag.label, 'confidence': round(tag.confidence, 6), 'index': tag.index} for tag in one.tags]}
+        for one in tagger(names, batch_size=2)]
+    assert rows(tmp_path / 'out') == want
+    everything = [json.loads(line) for content in undisturbed.values() for line in content.splitlines()]
+    assert [row['path'] for row in everything] == [str(path) for path in sorted(pictures.iterdir())]
+    assert [(row['path'], row['error'], row['tags']) for row in everything if row['error']] == [
+        (str(one.path), one.error, []) for one in tagger(sorted(pictures.iterdir())) if one.error]
+
+
+def test_batch_size_and_workers_change_no_more_than_rounding(pictures, tagger, undisturbed, tmp_path):
+    run(tagger, [pictures], tmp_path, batch_size=3, num_workers=2)
+    want = [json.loads(line) for content in undisturbed.values() for line in content.splitlines()]
+    got = rows(tmp_path)
+    assert [row['path'] for row in got] == [row['path'] for row in want]
+    for one, other in zip(got, want, strict=True):
+        assert {tag['label']: tag['confidence'] for tag in one['tags']} == pytest.approx(
+            {tag['label']: tag['confidence'] for tag in other['tags']}, abs=1e-5)
+
+
+def test_parquet_says_the_same(pictures, tagger, undisturbed, tmp_path):
+    parquet, pandas = pytest.importorskip('pyarrow.parquet'), pytest.importorskip('pandas')
+    summary = run(tagger, [pictures], tmp_path, format='parquet', part_size=16)
+    assert (summary.errors, summary.parts) == (5, 3)
+    want = [json.loads(line) for content in undisturbed.values() for line in content.splitlines()]
+    table = pandas.concat(pandas.read_parquet(path) for path in sorted(tmp_path.glob('*.parquet')))
+    assert list(table.columns) == ['path', 'labels', 'confidences', 'indices', 'error']
+    assert list(table['path']) == [row['path'] for row in want]
+    for labels, confidences, indices, error, row in zip(
+            table['labels'], table['confidences'], table['indices'], table['error'], want, strict=True):
+        assert list(labels) == [tag['label'] for tag in row['tags']]
+        assert list(indices) == [tag['index'] for tag in row['tags']]
+        np.testing.assert_allclose(confidences, [tag['confidence'] for tag in row['tags']], atol=1e-6)
+        assert (None if pandas.isna(error) else error) == row['error']
+    schema = parquet.read_schema(tmp_path / 'part-000000.parquet')
+    assert str(schema.field('indices').type).startswith('list<') and 'int32' in str(schema.field('indices').type)
+
+
+def test_pictures_in_tar_files_are_tagged_as_files_are(pictures, tagger, undisturbed, tmp_path):
+    (tmp_path / 'in').mkdir()
+    shard = tmp_path / 'in' / 'shard.tar'
+    with tarfile.open(shard, 'w') as tar:
+        for path in sorted(pictures.iterdir()):
+            tar.add(path, f'deep/{path.name}')
+            tar.addfile(tarfile.TarInfo(f'deep/{path.stem}.json'), io.BytesIO())
+    (tmp_path / 'in' / 'torn.tar').write_bytes(shard.read_bytes()[:9000])
+    summary = run(tagger, [tmp_path / 'in'], tmp_path / 'out', num_workers=1)
+    assert (summary.pictures, summary.errors) == (NUM_PICTURES + 1, 6)
+    want = [json.loads(line) for content in undisturbed.values() for line in content.splitlines()]
+    *got, torn = rows(tmp_path / 'out')
+    assert [row['path'] for row in got] == [f'{shard}/deep/{Path(row["path"]).name}' for row in want]
+    assert [row['tags'] for row in got] == [row['tags'] for row in want]
+    assert (torn['path'], torn['error']) == (str(tmp_path / 'in' / 'torn.tar'), (
+        f"cannot read '{tmp_path}/in/torn.tar': its member 'deep/01.png' claims 3172 bytes, and the whole shard has "
+        '9000.'))
+    shard.touch()
+    with pytest.raises(ValueError, match='has a run of other pictures'):
+        run(tagger, [tmp_path / 'in'], tmp_path / 'out')
+
+
+# -- starting again
+
+
+def test_what_is_missing_is_made_again_and_nothing_else(pictures, tagger, undisturbed, tmp_path):
+    run(tagger, [pictures], tmp_path)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob('part-*')}
+    for name in ('part-000002.jsonl', 'part-000009.jsonl'):
+        (tmp_path / name).unlink()
+        del kept[name]
+    (tmp_path / '.part-000002.jsonl-abc').write_text('half')
+    made = []
+    assert run(tagger, [pictures], tmp_path, on_part=lambda *counts: made.append(counts)).pictures == NUM_PICTURES
+    assert made == [(1, 2), (2, 2)]
+    assert parts(tmp_path) == undisturbed and not list(tmp_path.glob('.part-*'))
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(pictures, model_dir, undisturbed, tmp_path):
+    words = [str(pictures), '--model', str(model_dir), *WORDS, '--output-dir', str(tmp_path / 'out')]
+    child = subprocess.Popen(
+        [sys.executable, *COMMAND, *words, '--workers', '1'], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while child.poll() is None and len(list((tmp_path / 'out').glob('part-*'))) < 2:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    before = parts(tmp_path / 'out')
+    assert before.items() <= undisturbed.items() and len(before) >= 2
+    assert main(['predict', *words, '--workers', '0']) == 0
+    assert parts(tmp_path / 'out') == undisturbed
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text()) == {
+        'pictures': NUM_PICTURES, 'tagged': 35, 'errors': 5, 'parts': 10}
+
+
+def test_two_processes_share_what_another_number_has_left(pictures, model_dir, tagger, undisturbed, tmp_path):
+    out = tmp_path / 'out'
+    run(tagger, [pictures], out, model=str(model_dir))
+    for part in (1, 2, 3, 6, 8):
+        (out / f'part-{part:06}.jsonl').unlink()
+    (out / 'summary.json').unlink()
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', *COMMAND,
+         str(pictures), '--model', str(model_dir), *WORDS, '--workers', '0', '--output-dir', str(out)],
+        env=ENVIRONMENT | {'ACCELERATE_USE_CPU': '1'}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '35 labelled, 5 not read, in 10 parts.' in done.stderr
+    assert parts(out) == undisturbed and (out / 'summary.json').exists()
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(part_size=8), 'part_size was 4 and is 8'), (dict(format='parquet'), "format was 'json' and is 'parquet'"),
+    (dict(model='other'), "model was '' and is 'other'")])
+def test_other_settings_are_refused(change, words, pictures, tagger, tmp_path):
+    run(tagger, [pictures / '00.png'], tmp_path)
+    with pytest.raises(ValueError, match=f'has a run with other settings: {words}; give the same ones'):
+        run(tagger, [pictures / '00.png'], tmp_path, **change)
+
+
+def test_other_weights_and_other_pictures_are_refused(pictures, tagger, model_dir, tmp_path):
+    run(tagger, [pictures / '00.png'], tmp_path)
+    with pytest.raises(ValueError, match='has a run of other pictures'):
+        run(tagger, [pictures / '01.png'], tmp_path)
+    other = Tagger.from_name(str(model_dir), threshold=0)
+    with torch.no_grad():
+        other.model.fc.bias += 1
+    with pytest.raises(ValueError, match='other settings: weights was'):
+        run(other, [pictures / '00.png'], tmp_path)
+
+
+def test_a_damaged_run_is_refused(pictures, tagger, tmp_path):
+    run(tagger, [pictures / '00.png'], tmp_path)
+    with open(tmp_path / 'part-000000.jsonl', 'ab') as file:
+        file.write(b'{}\n')
+    with pytest.raises(ValueError, match='part-000000.jsonl has 2 rows instead of 1; delete it and start again'):
+        run(tagger, [pictures / '00.png'], tmp_path)
+    with open(tmp_path / 'inputs.jsonl', 'ab') as file:
+        file.write(b'\n')
+    with pytest.raises(ValueError, match='has a damaged run'):
+        run(tagger, [pictures / '00.png'], tmp_path)
+
+
+def test_a_folder_without_pictures_is_an_error(tagger, tmp_path):
+    (tmp_path / 'in').mkdir()
+    with pytest.raises(FileNotFoundError, match='no pictures found'):
+        run(tagger, [tmp_path / 'in'], tmp_path / 'out')
+
+
+def test_the_list_does_not_enter_the_run_itself(pictures, tmp_path):
+    Image.new('RGB', (8, 8)).save(tmp_path / 'mine.png')
+    out = tmp_path / 'out'
+    out.mkdir()
+    Image.new('RGB', (8, 8)).save(out / 'theirs.png')
+    assert write_list([tmp_path], out, 4).pictures == 1
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--format', 'csv'], "--format must be json or parquet with --output-dir, got 'csv'."),
+    (['--output', 'x.txt'], '--output-dir is a place of its own; leave out --output and --save-pictures.'),
+    (['--part-size', '0'], 'part_size must be at least 1, got 0.')])
+def test_wrong_use_is_one_line(words, message, pictures, model_dir, tmp_path, capsys):
+    argv = ['predict', str(pictures), '--model', str(model_dir), '--device', 'cpu', '--output-dir', str(tmp_path / 'o')]
+    assert main([*argv, *words]) == 2
+    assert capsys.readouterr().err == f'timm-miil predict: {message}\n'
