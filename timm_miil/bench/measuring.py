@@ -1,0 +1,268 @@
+"""Groups of cases measured in turns: a row each, whatever happens."""
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from timm_miil._checks import check_positive, cut
+from timm_miil.bench.cases import Case
+from timm_miil.bench.contestants import Optimize, UnsupportedCase, build_model, build_run, is_out_of_memory
+from timm_miil.bench.environment import environment
+from timm_miil.bench.journal import Journal
+from timm_miil.bench.roofline import (
+    DTYPES, TRAINING_FACTOR, Ceilings, Cost, count_cost, measure_ceilings, roofline_seconds)
+from timm_miil.bench.timing import Clock, Run, compare, device_events, device_work, processor, wall
+
+__all__ = ['COLUMNS', 'BenchResult', 'find_largest_batch', 'measure_group', 'measure_groups', 'search_batch']
+
+COLUMNS = (
+    'phase', 'model', 'variant', 'precision', 'layout', 'mode', 'image_size', 'batch_size', 'status', 'note',
+    'images_per_second', 'median_ms', 'q1_ms', 'q3_ms', 'repeats', 'baseline', 'ratio', 'ratio_q1', 'ratio_q3',
+    'peak_mib', 'gflops_per_image', 'mib_per_image', 'roofline_ms', 'of_roofline')
+REPEATS = 5, 50  # least and most
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, AssertionError, MemoryError)
+MIB = 2 ** 20
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured.
+
+    Attributes:
+        rows: One a case: `COLUMNS`, then those of `environment`.
+        left_out: Cases that there was no time for.
+    """
+
+    rows: list[Row]
+    left_out: list[Case]
+
+
+def measure_groups(
+        groups: Sequence[Sequence[Case]],
+        device: torch.device,
+        *,
+        journal: Journal | None = None,
+        optimize: Optimize | None = None,
+        minutes: float | None = None,
+        seconds: float = 5.0,
+        ceilings: Ceilings | None = None,
+        on_row: Callable[[Row], None] | None = None,
+) -> BenchResult:
+    """Measure groups one after the other.
+
+    Args:
+        groups: Of `plan_groups`.
+        device: Where.
+        journal: Holds what an earlier run has measured, which is not measured again, and gets what this one measures.
+        optimize: Makes the 'optimized' variant; None makes such cases rows that say so.
+        minutes: No group is begun after this time; None for no limit.
+        seconds: What a group's rounds shall take together; there are 5 to 50 of them.
+        ceilings: The device's limits; None measures them.
+        on_row: Called with each row once its group is done.
+    """
+    start, stamp = time.monotonic(), environment()
+    rows: list[Row] = []
+    left_out: list[Case] = []
+    for group in groups:
+        found = [journal.find(case.columns, stamp) if journal else None for case in group]
+        done = [row for row in found if row is not None]
+        if len(done) < len(group):
+            if minutes is not None and time.monotonic() - start > 60 * minutes:
+                left_out += group
+                continue
+            if ceilings is None:
+                precisions = 'fp32', 'bf16', *(('tf32',) if device.type == 'cuda' else ())
+                ceilings = measure_ceilings(device, precisions=precisions)
+            done = [row | stamp for row in measure_group(
+                group, device, ceilings=ceilings, optimize=optimize, seconds=seconds)]
+            if journal:
+                journal.add(done)
+        for row in done if on_row else ():
+            on_row(row)  # type: ignore[misc]
+        rows += done
+    return BenchResult(rows, left_out)
+
+
+def measure_group(
+        cases: Sequence[Case],
+        device: torch.device,
+        *,
+        ceilings: Ceilings,
+        optimize: Optimize | None = None,
+        seconds: float = 5.0,
+) -> list[Row]:
+    """Measure cases of one network and size in turns.
+
+    Args:
+        cases: The first of those that run is the baseline.
+        device: Where.
+        ceilings: The device's limits.
+        optimize: Makes the 'optimized' variant.
+        seconds: What the rounds shall take together.
+
+    Returns:
+        One row a case. Its status is 'ok', 'out_of_memory', 'unsupported' or 'failed'; `note` says why, or how long
+        the first run took where that compiles.
+    """
+    rows: dict[Case, Row] = {
+        case: dict.fromkeys(COLUMNS, '') | case.columns | {'status': 'ok'} for case in cases}
+    runs: dict[Case, Run] = {}
+    taken = 0.0
+    for case in cases:
+        try:
+            runs[case] = _warm(case, device, optimize, rows[case])
+            start = time.perf_counter()
+            runs[case]()
+            _wait(device)
+            taken += time.perf_counter() - start
+        except FAILURES as error:
+            runs.pop(case, None)
+            rows[case] |= _failure(error)
+        _free(device)
+    if runs:
+        repeats = min(max(int(seconds / max(taken, 1e-9)), REPEATS[0]), REPEATS[1])
+        try:
+            measured = compare(
+                {case.form: run for case, run in runs.items()}, repeats=repeats,
+                clock=_clock(device, cases[0].batch_size))
+            for case, row in zip(runs, measured, strict=True):
+                rows[case] |= _figures(row, case, next(iter(runs)))
+        except FAILURES as error:  # all of them at once may not fit where each alone does
+            for case in runs:
+                rows[case] |= _failure(error)
+        runs.clear()
+        torch.compiler.reset()
+        _free(device)
+        _compare_with_roofline(rows, ceilings)
+    return list(rows.values())
+
+
+def _warm(case: Case, device: torch.device, optimize: Optimize | None, row: Row) -> Run:
+    """Build a case and run it once: its memory and, where it compiles, that time goes into the row."""
+    before = 0
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    start = time.perf_counter()
+    run = build_run(case, device, optimize=optimize)
+    run()
+    _wait(device)
+    if case.mode == 'compile':
+        row['note'] = f'first run {time.perf_counter() - start:.1f} s'
+    if device.type == 'cuda':
+        row['peak_mib'] = round((torch.cuda.max_memory_allocated(device) - before) / MIB, 1)
+    return run
+
+
+def _failure(error: Exception) -> Row:
+    kind = 'unsupported' if isinstance(error, UnsupportedCase) else 'failed'
+    return {
+        'status': 'out_of_memory' if is_out_of_memory(error) else kind,
+        'note': cut(f'{type(error).__name__}: {error}' if kind == 'failed' else str(error), 200)}
+
+
+def _clock(device: torch.device, batch_size: int) -> Clock:
+    """A single image is timed from an idle device, a batch as queued work."""
+    if device.type == 'cpu':
+        return processor if torch.get_num_threads() == 1 else wall
+    return device_events if batch_size == 1 else device_work
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+
+
+def _figures(measured: Row, case: Case, first: Case) -> Row:
+    names = 'median_ms', 'q1_ms', 'q3_ms', 'repeats', 'ratio', 'ratio_q1', 'ratio_q3'
+    speed = 1e3 * case.batch_size / float(str(measured['median_ms']))
+    return {name: measured[name] for name in names} | {
+        'images_per_second': float(f'{speed:.4g}'), 'baseline': first.form}
+
+
+def _compare_with_roofline(rows: dict[Case, Row], ceilings: Ceilings) -> None:
+    first = next(iter(rows))
+    try:
+        cost = count_cost(build_model(first), torch.randn(1, 3, first.image_size, first.image_size))
+    except FAILURES as error:
+        for row in rows.values():
+            row['note'] = row['note'] or cut(f'not counted: {error}', 200)
+        return
+    for case, row in rows.items():
+        if row['status'] == 'ok':
+            row |= _roofline(cost, case, ceilings, float(str(row['median_ms'])))
+
+
+def _roofline(cost: Cost, case: Case, ceilings: Ceilings, median_ms: float) -> Row:
+    passes = TRAINING_FACTOR if case.phase == 'training' else 1
+    least_ms = 1e3 * roofline_seconds(cost, case, ceilings)
+    image_bytes = 2 * cost.outputs * DTYPES[case.precision].itemsize * passes
+    return {
+        'gflops_per_image': float(f'{cost.flops * passes / 1e9:.4g}'),
+        'mib_per_image': float(f'{image_bytes / MIB:.4g}'),
+        'roofline_ms': float(f'{least_ms:.4g}'), 'of_roofline': float(f'{least_ms / median_ms:.3g}')}
+
+
+def find_largest_batch(fits: Callable[[int], bool], *, limit: int) -> int:
+    """The largest batch size that fits: doubled until one does not, then by bisection.
+
+    Args:
+        fits: Whether a batch size fits; a size below one that fits must fit too.
+        limit: Sizes above it are not tried.
+
+    Returns:
+        0 where not even one image fits.
+    """
+    check_positive(limit=limit)
+    good, bad = 0, limit + 1
+    size = 1
+    while size < bad:
+        if fits(size):
+            good, size = size, min(2 * size, limit) if size < limit else bad
+        else:
+            bad = size
+    while bad - good > 1:
+        size = (good + bad) // 2
+        good, bad = (size, bad) if fits(size) else (good, size)
+    return good
+
+
+def search_batch(case: Case, device: torch.device, *, limit: int, optimize: Optimize | None = None) -> Row:
+    """The row of the largest batch of a case that memory holds.
+
+    Args:
+        case: Its batch size is not used.
+        device: Where. On a CPU give a limit that its memory holds: systems differ in what they do beyond.
+        limit: Sizes above it are not tried.
+        optimize: Makes the 'optimized' variant.
+    """
+    def fits(size: int) -> bool:
+        try:
+            build_run(replace(case, batch_size=size), device, optimize=optimize)()
+            _wait(device)
+        except FAILURES as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            _free(device)
+        return True
+
+    row: Row = dict.fromkeys(COLUMNS, '') | case.columns
+    try:
+        size = find_largest_batch(fits, limit=limit)
+    except FAILURES as error:
+        return row | _failure(error)
+    if not size:
+        return row | {'status': 'out_of_memory', 'batch_size': 1, 'note': 'not even one image fits'}
+    note = f'largest batch of those up to {limit}'
+    return row | {'status': 'ok', 'batch_size': size, 'note': note}
