@@ -22,7 +22,7 @@ __all__ = ['VERBS', 'main']
 
 VERBS = (
     'predict', 'explain', 'train', 'validate', 'tune', 'transfer', 'data', 'shards', 'in21k', 'convert', 'push',
-    'verify', 'links', 'cards', 'quickstart', 'list', 'info')
+    'verify', 'links', 'cards', 'quickstart', 'bench', 'list', 'info')
 
 USAGE_ERROR = 2
 INTERRUPTED = 128 + 2     # as a shell reports SIGINT

@@ -1,0 +1,245 @@
+"""Measurements of tiny networks: a row each whatever happens, resumed after a kill, compared with an earlier table."""
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from timm_miil import bench
+from timm_miil.bench import Case, Ceilings, Cost, Journal, environment, plan_groups
+from timm_miil.cli.main import main
+
+CPU = torch.device('cpu')
+CEILINGS = Ceilings(copy_gb_s=10.0, tflops={'fp32': 0.1, 'bf16': 0.1})
+TINY = Case(model='test_resnet', image_size=32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def measure(*cases, **settings):
+    return bench.measure_group(cases, CPU, ceilings=CEILINGS, seconds=0.01, **settings)
+
+
+def test_a_group_has_its_baseline_first_whether_or_not_it_was_asked_for():
+    [group] = plan_groups(['resnet50'], variants=('optimized',), precisions=('bf16', 'fp32'), layouts=('nhwc',))
+    assert [case.form for case in group] == [
+        'plain bf16 nchw eager', 'optimized bf16 nhwc eager', 'optimized fp32 nhwc eager']
+
+
+def test_combinations_are_grouped_by_model_phase_and_size():
+    groups = plan_groups(
+        ['resnet18', 'resnet50'], phases=bench.PHASES, layouts=bench.LAYOUTS, image_sizes=(64, 96), batch_sizes=(1, 2))
+    assert len(groups) == 2 * 2 * 2 * 2
+    assert all(len({(c.model, c.phase, c.image_size, c.batch_size) for c in group}) == 1 for group in groups)
+    assert all([case.layout for case in group] == ['nchw', 'nhwc'] for group in groups)
+
+
+@pytest.mark.parametrize('wrong', [
+    {'phase': 'test'}, {'variant': 'x'}, {'precision': 'fp8'}, {'layout': 'nc'}, {'mode': 'jit'}, {'batch_size': 0},
+    {'image_size': 0}])
+def test_a_wrong_case_is_told(wrong):
+    [name] = wrong
+    with pytest.raises(ValueError, match=f'{name} must be'):
+        Case(model='resnet18', **wrong)
+
+
+def test_rows_have_the_figures_of_their_medians():
+    cases = [dataclasses.replace(TINY, layout=layout, batch_size=2) for layout in bench.LAYOUTS]
+    rows = measure(*cases)
+    assert [tuple(row) for row in rows] == [bench.COLUMNS] * 2
+    for row in rows:
+        assert row['status'] == 'ok' and row['baseline'] == 'plain fp32 nchw eager'
+        assert row['images_per_second'] == pytest.approx(2000 / row['median_ms'], rel=1e-3)
+        assert row['of_roofline'] == pytest.approx(row['roofline_ms'] / row['median_ms'], rel=1e-2)
+        assert row['q1_ms'] <= row['median_ms'] <= row['q3_ms'] and row['repeats'] >= 5
+    assert rows[0]['ratio'] == 1.0 and rows[1]['ratio'] > 0
+
+
+def test_training_steps_are_measured_and_counted_three_times():
+    pair = dataclasses.replace(TINY, batch_size=2)
+    [forward], [step] = measure(pair), measure(dataclasses.replace(pair, phase='training'))
+    assert step['status'] == 'ok'
+    assert step['gflops_per_image'] == pytest.approx(3 * forward['gflops_per_image'], rel=1e-3)
+    assert step['median_ms'] > forward['median_ms']
+
+
+def test_what_the_device_has_not_is_a_row():
+    rows = measure(
+        TINY, dataclasses.replace(TINY, mode='graphs'), dataclasses.replace(TINY, precision='tf32'),
+        dataclasses.replace(TINY, variant='optimized'))
+    assert [row['status'] for row in rows] == ['ok', 'unsupported', 'unsupported', 'unsupported']
+    assert rows[1]['note'] == 'graphs are of CUDA devices, not of cpu'
+
+
+def test_memory_that_is_lacking_is_a_row():
+    [row] = measure(Case(model='test_resnet', image_size=32, batch_size=2 ** 40))
+    assert row['status'] == 'out_of_memory' and row['median_ms'] == ''
+
+
+def test_an_unknown_model_is_a_row():
+    [row] = measure(Case(model='no_such_network'))
+    assert row['status'] == 'failed' and 'no_such_network' in row['note']
+
+
+def test_the_optimized_variant_is_what_the_function_makes():
+    asked = []
+
+    def optimize(model, **settings):
+        asked.append(settings)
+        return model.to(settings['dtype'])
+    [row] = measure(dataclasses.replace(TINY, variant='optimized', precision='bf16'), optimize=optimize)
+    assert row['status'] == 'ok'
+    assert asked == [{'dtype': torch.bfloat16, 'device': CPU, 'channels_last': False}]
+
+
+def test_operations_of_a_known_convolution():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(8 * 16 * 16, 5, bias=False))
+    cost = bench.count_cost(model, torch.randn(1, 3, 16, 16))
+    assert cost == Cost(
+        flops=2 * 16 * 16 * 8 * 27 + 2 * 8 * 16 * 16 * 5, outputs=8 * 16 * 16 + 5, parameters=8 * 27 + 8 * 16 * 16 * 5)
+
+
+def test_the_roofline_is_the_higher_of_arithmetic_and_bytes():
+    case = Case(model='x', batch_size=10)
+    bound_by_arithmetic = bench.roofline_seconds(Cost(10 ** 9, 10, 10), case, CEILINGS)
+    assert bound_by_arithmetic == pytest.approx(10 * 1e9 / 0.1e12)
+    bound_by_bytes = bench.roofline_seconds(Cost(10, 10 ** 6, 10 ** 7), case, CEILINGS)
+    assert bound_by_bytes == pytest.approx((2 * 10 * 1e6 + 1e7) * 4 / 10e9)
+    training = Case(model='x', batch_size=10, phase='training')
+    assert bench.roofline_seconds(Cost(10 ** 9, 10, 10), training, CEILINGS) == pytest.approx(3 * bound_by_arithmetic)
+
+
+def test_ceilings_are_of_this_machine():
+    ceilings = bench.measure_ceilings(CPU, precisions=('fp32',))
+    assert 0.1 < ceilings.copy_gb_s < 1e5 and 1e-4 < ceilings.tflops['fp32'] < 1e4
+
+
+@pytest.mark.parametrize('limit', [1, 2, 7, 8, 100])
+@pytest.mark.parametrize('most', [0, 1, 5, 8, 63, 1000])
+def test_the_largest_batch_is_found(limit, most):
+    tried = []
+
+    def fits(size):
+        tried.append(size)
+        return size <= most
+    assert bench.find_largest_batch(fits, limit=limit) == min(limit, most)
+    assert max(tried) <= limit and len(tried) == len(set(tried)) <= 15
+
+
+def test_the_largest_batch_of_a_network():
+    row = bench.search_batch(TINY, CPU, limit=3)
+    assert (row['status'], row['batch_size'], row['note']) == ('ok', 3, 'largest batch of those up to 3')
+    row = bench.search_batch(Case(model='no_such_network'), CPU, limit=3)
+    assert row['status'] == 'failed'
+
+
+def test_a_torn_line_is_cut_and_what_was_measured_is_found(tmp_path):
+    file, stamp = tmp_path / 'rows.jsonl', environment()
+    Journal(file).add([TINY.columns | {'median_ms': 1.0} | stamp])
+    with file.open('a') as opened:
+        opened.write('{"phase": "infer')
+    journal = Journal(file)
+    assert journal.find(TINY.columns, stamp)['median_ms'] == 1.0
+    assert journal.find(TINY.columns, stamp | {'torch': '0'}) is None
+    journal.add([{'a': 1}])
+    assert [json.loads(line) for line in file.read_text().splitlines()][1] == {'a': 1}
+    file.write_text('[1]\n')
+    with pytest.raises(ValueError, match='one JSON object a line'):
+        Journal(file)
+
+
+ENDLESS = '''
+import sys, torch
+from timm_miil.bench import Case, Ceilings, Journal, measure_groups
+torch.set_num_threads(1)
+groups = [[Case(model='test_resnet', image_size=32, batch_size=size)] for size in range(1, 10000)]
+measure_groups(
+    groups, torch.device('cpu'), journal=Journal(sys.argv[1]), seconds=0.01,
+    ceilings=Ceilings(10.0, {'fp32': 0.1, 'bf16': 0.1}))
+'''
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    file = tmp_path / 'rows.jsonl'
+    child = subprocess.Popen([sys.executable, '-c', ENDLESS, str(file)], env=os.environ | {'OMP_NUM_THREADS': '1'})
+    deadline = time.monotonic() + 120
+    while (not file.exists() or file.read_bytes().count(b'\n') < 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    journal = Journal(file)
+    first, count = journal.rows[0], len(journal.rows)
+    groups = [[Case(model='test_resnet', image_size=32, batch_size=size)] for size in range(1, count + 2)]
+    result = bench.measure_groups(groups, CPU, journal=journal, seconds=0.01, ceilings=CEILINGS)
+    assert result.rows[0] == first
+    assert [row['batch_size'] for row in journal.rows] == list(range(1, count + 2))
+
+
+def test_what_there_is_no_time_for_is_left_out():
+    result = bench.measure_groups([[TINY]], CPU, minutes=-1.0, ceilings=CEILINGS)
+    assert (result.rows, result.left_out) == ([], [TINY])
+
+
+def test_tables_are_compared_case_by_case():
+    def row(batch_size, *times, status='ok'):
+        names = dict(zip(('q1_ms', 'median_ms', 'q3_ms'), times))
+        return Case(model='x', batch_size=batch_size).columns | {'status': status} | names
+    before = [row(1, 9.0, 10.0, 11.0), row(2, 9.0, 10.0, 11.0), row(3, '', '', '', status='failed')]
+    after = [row(1, 11.5, 12.0, 13.0), row(2, 10.9, 12.0, 13.0), row(3, 1.0, 1.0, 1.0), row(4, 1.0, 1.0, 1.0)]
+    changes = bench.compare_tables(before, after)
+    assert [(change.ratio, change.is_slower) for change in changes] == [(1.2, True), (1.2, False)]
+    with pytest.raises(ValueError, match='before must be a table .* without batch_size'):
+        bench.compare_tables([{'model': 'x'}], after)
+
+
+def test_operators_by_time():
+    rows = bench.profile_case(TINY, CPU, top=3)
+    assert len(rows) == 3
+    assert [row['self_ms'] for row in rows] == sorted((row['self_ms'] for row in rows), reverse=True)
+    assert all(0 < row['share'] <= 1 and row['calls'] >= 1 for row in rows)
+
+
+def test_the_command_measures_compares_and_says_what_is_slower(tmp_path, capsys):
+    words = ['bench', 'test_resnet', '--variant', 'plain', '--image-size', '32', '--device', 'cpu', '--seconds', '0.01']
+    table = tmp_path / 'rows.csv'
+    assert main([*words, '--output', str(table)]) == 0
+    rows = bench.read_table(table)
+    assert [row['layout'] for row in rows] == ['nchw', 'nhwc'] and {row['status'] for row in rows} == {'ok'}
+    assert list(rows[0])[:len(bench.COLUMNS)] == list(bench.COLUMNS) and rows[0]['torch'] == torch.__version__
+    assert [entry.name for entry in tmp_path.iterdir()] == ['rows.csv']
+    for row in rows:
+        row |= {'q1_ms': '1e-6', 'median_ms': '1e-6', 'q3_ms': '1e-6'}
+    bench.write_table(table, rows)
+    assert main([*words, '--against', str(table)]) == 0
+    assert main([*words, '--against', str(table), '--fail-above', '1.5']) == 1
+    assert '2 cases compared, 2 slower beyond the spread' in capsys.readouterr().err
+
+
+def test_the_command_refuses_a_limit_without_a_table(capsys):
+    assert main(['bench', '--fail-above', '1.1']) == 2
+    assert '--fail-above needs --against' in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_every_form_runs_on_a_gpu():
+    device = torch.device('cuda')
+    groups = plan_groups(
+        [Case(model='test_resnet', image_size=64)], phases=bench.PHASES, batch_sizes=(2,),
+        precisions=bench.PRECISIONS, layouts=bench.LAYOUTS, modes=('eager', 'graphs'))
+    result = bench.measure_groups(groups, device, seconds=0.1)
+    assert {row['status'] for row in result.rows if row['mode'] == 'eager'} == {'ok'}
+    assert {row['status'] for row in result.rows if row['phase'] == 'inference'} == {'ok'}
+    assert all(row['peak_mib'] > 0 for row in result.rows if row['status'] == 'ok')
