@@ -74,10 +74,12 @@ def plan(options: argparse.Namespace, is_cuda: bool) -> list[list[Case]]:
         forms = dict(precisions=('amp_bf16', 'bf16'), layouts=('nchw', 'nhwc'))
         batches, training_batches = (256,), (128,)
     inference = plan_groups(models, variants=('plain', 'optimized'), batch_sizes=batches, **forms)
-    compiled = [] if options.full else plan_groups(
+    training = plan_groups(models, phases=('training',), batch_sizes=training_batches, **forms)
+    if options.full:
+        return inference + training
+    return inference + training + plan_groups(  # last: compiling takes most of the time
         models[:3], variants=('plain', 'optimized'), precisions=('amp_bf16', 'bf16'), layouts=('nhwc',),
-        modes=('eager', 'compile'), batch_sizes=(1, 256))
-    return compiled + inference + plan_groups(models, phases=('training',), batch_sizes=training_batches, **forms)
+        modes=('eager', 'compile'), batch_sizes=(1,))
 
 
 if __name__ == '__main__':

@@ -75,13 +75,14 @@ def run(ns: argparse.Namespace) -> int:
 def _plan(ns: argparse.Namespace, is_cuda: bool) -> list[list[bench.Case]]:
     precisions: tuple[str, ...] = ('amp_bf16', 'bf16') if is_cuda else ('fp32',)
     modes: tuple[str, ...] = ('eager', 'compile') if is_cuda else ('eager',)
+    layouts: tuple[str, ...] = ('nhwc',) if is_cuda and not ns.full else bench.LAYOUTS  # and nchw is the baseline's
     if ns.full:
         precisions = ('amp_bf16', 'bf16', 'tf32', 'fp32') if is_cuda else ('fp32', 'amp_bf16', 'bf16')
         modes = bench.MODES if is_cuda else ('eager', 'compile')
     return bench.plan_groups(
         ns.models or (MODELS if is_cuda else CPU_MODELS),
         phases=ns.phase or (bench.PHASES if ns.full else ('inference',)), variants=ns.variant or bench.VARIANTS,
-        precisions=ns.precision or precisions, layouts=ns.layout or bench.LAYOUTS, modes=ns.mode or modes,
+        precisions=ns.precision or precisions, layouts=ns.layout or layouts, modes=ns.mode or modes,
         image_sizes=ns.image_size or (), batch_sizes=ns.batch_size or ((1, 256) if is_cuda else (1,)))
 
 
