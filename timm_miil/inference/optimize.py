@@ -1,0 +1,248 @@
+"""A copy of a network that computes the same for less: norms folded into layers, channels last, 16-bit weights."""
+import copy
+from typing import NamedTuple, cast
+
+import torch
+from timm.data import resolve_model_data_config
+from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from timm_miil._checks import check_choice
+from timm_miil._errors import PredictionError
+from timm_miil.inference.load import input_like, uncompiled
+
+__all__ = ['optimize_for_inference']
+
+DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
+# Layers whose output is linear in their weight and bias; a subclass may make its weight anew at each call.
+LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, Conv2dSame
+NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d
+# Of the largest output, what the order of sums and products may change.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+class _Pair(NamedTuple):
+    layer: str
+    norm: str
+
+
+def optimize_for_inference(
+        model: nn.Module,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        channels_last: bool = True,
+        example_input: Tensor | None = None,
+) -> nn.Module:
+    """A copy of a network for inference only, with the same outputs but for rounding.
+
+    - Layers with several branches in training become one, by timm's `reparameterize_model`.
+    - A batch norm goes into the convolution or linear layer before it. That no other operation reads that layer's
+      output is found by running the network once. Where outputs would differ, the norms stay.
+    - 1x1 convolutions of pooled features, as in squeeze-and-excitation, become linear layers.
+    - Weights are in channels_last, and of `dtype`: faster than autocast, which converts them at each pass. Pictures of
+      another floating dtype are converted by `forward`; the output has the network's dtype.
+
+    The copy is in evaluation mode and wants no gradients. Its state dict is not that of the network: save and push the
+    network, and optimize what was loaded. `torch.compile` and `torch.export` take the copy.
+
+    Args:
+        model: Any network of one picture tensor, such as timm's; it is not changed.
+        dtype: float64, float32, bfloat16 or float16; None keeps the weights'.
+        device: Where the copy is; None keeps the network's.
+        channels_last: Whether weights of 2-D convolutions are in channels_last.
+        example_input: What `forward` takes, of the network's device and dtype, such as (1, 3, H, W); None makes one of
+            the size that a timm network names.
+
+    Raises:
+        TypeError: If model is no module.
+        ValueError: If dtype is another, or there is no example_input for a network that does not say its input's size.
+        PredictionError: If the network does not run on the example.
+
+    Example:
+        >>> from timm.models import create_model
+        >>> fast = optimize_for_inference(create_model('test_resnet'), dtype=torch.bfloat16)
+        >>> fast(torch.rand(1, 3, 64, 64)).dtype
+        torch.bfloat16
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model must be a torch module, got {type(model).__name__}.')
+    if dtype is not None:
+        check_choice(dtype=str(dtype), choices=map(str, DTYPES))
+    model = uncompiled(model)
+    plain = copy.deepcopy(model).eval()
+    example = _example(plain) if example_input is None else example_input
+    with torch.no_grad():
+        fast = _folded(plain, example)
+        _use_linear(fast, example)
+        if channels_last and any(isinstance(module, nn.Conv2d) for module in fast.modules()):
+            fast = fast.to(memory_format=torch.channels_last)
+        fast = fast.to(device=device, dtype=dtype)
+    fast.register_forward_pre_hook(_convert_input)
+    return fast.requires_grad_(False)
+
+
+def _example(model: nn.Module) -> Tensor:
+    if not hasattr(model, 'pretrained_cfg'):
+        raise ValueError(f'example_input must be given for {type(model).__name__}, which does not say its input size.')
+    size = resolve_model_data_config(model)['input_size'][-2:]
+    like = input_like(model)
+    values = torch.rand(1, getattr(model, 'in_chans', 3), *size, generator=torch.Generator().manual_seed(0))
+    return values.to(like)
+
+
+def _folded(plain: nn.Module, example: Tensor) -> nn.Module:
+    """The network with its norms folded, or itself where that changes what it says."""
+    try:
+        expected = plain(example)
+    except Exception as error:  # whatever a network may raise
+        raise PredictionError(
+            f'the model does not run on an input of shape {tuple(example.shape)}: {type(error).__name__}: {error}; '
+            f'give an example_input that it takes.') from error
+    for with_branches in (True, False):
+        try:
+            fast = copy.deepcopy(plain)
+            if with_branches:
+                fast = reparameterize_model(fast, inplace=True)
+            for pair in _find_pairs(fast, example):
+                _fold(fast, pair)
+            if _is_close(fast(example), expected):
+                return fast
+        except Exception:  # a network that reads its own norms, or timm's fusing of one that it does not know
+            continue
+    return plain
+
+
+def _is_close(found: object, expected: object) -> bool:
+    if isinstance(expected, (tuple, list)):
+        return isinstance(found, (tuple, list)) and len(found) == len(expected) and all(map(_is_close, found, expected))
+    if not isinstance(expected, Tensor) or not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    limit = TOLERANCE.get(expected.dtype, 0.05) * float(expected.abs().max().clamp(min=1e-6))
+    return bool((found - expected).abs().max() <= limit)
+
+
+class _Uses(TorchDispatchMode):
+    """Counts the operations that read each of some tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, Tensor] = {}  # alive, so that no other tensor gets the identity
+        self.counts: dict[int, int] = {}
+
+    def watch(self, tensor: Tensor) -> None:
+        self.kept[id(tensor)] = tensor
+        self.counts[id(tensor)] = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        leaves, _ = torch.utils._pytree.tree_flatten((args, kwargs))
+        for key in {id(leaf) for leaf in leaves if isinstance(leaf, Tensor)} & self.counts.keys():
+            self.counts[key] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _find_pairs(model: nn.Module, example: Tensor) -> list[_Pair]:
+    """Layers and the norms that alone read their outputs, each called once."""
+    uses = _Uses()
+    names = {module: name for name, module in model.named_modules()}
+    made: dict[int, str] = {}                    # tensor -> layer
+    read: dict[str, tuple[int, int]] = {}        # norm -> tensor that it got, and how many had read it
+    calls: dict[str, int] = {}
+    handles = []
+
+    def after_layer(module: nn.Module, inputs: object, output: Tensor) -> None:
+        calls[names[module]] = calls.get(names[module], 0) + 1
+        uses.watch(output)
+        made[id(output)] = names[module]
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[names[module]] = calls.get(names[module], 0) + 1
+        if uses.kept.get(id(inputs[0])) is inputs[0]:
+            read[names[module]] = id(inputs[0]), uses.counts[id(inputs[0])]
+
+    for module in names:
+        if type(module) in LAYERS and _has_own_weights(module):
+            handles.append(module.register_forward_hook(after_layer))
+        elif type(module) in NORMS and module.track_running_stats and not module.training:
+            handles.append(module.register_forward_pre_hook(before_norm))
+    try:
+        with uses:
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    users = [id(parameter) for module in names for parameter in module._parameters.values() if parameter is not None]
+    shared = {key for key in users if users.count(key) > 1} if len(set(users)) < len(users) else set()
+    return [
+        _Pair(made[tensor], norm) for norm, (tensor, uses_before) in read.items()
+        if uses_before == 0 and uses.counts[tensor] == 1
+        and calls[norm] == calls[made[tensor]] == 1
+        and id(model.get_submodule(made[tensor]).weight) not in shared]
+
+
+def _has_own_weights(layer: nn.Module) -> bool:
+    return not parametrize.is_parametrized(layer) and not layer._forward_hooks and isinstance(
+        layer._parameters.get('weight'), nn.Parameter)
+
+
+def _fold(model: nn.Module, pair: _Pair) -> None:
+    """Put a norm's affine map into the layer before it, in place; in float64."""
+    layer = cast(nn.Conv2d, model.get_submodule(pair.layer))
+    norm = cast(nn.BatchNorm2d, model.get_submodule(pair.norm))
+    mean, variance, weight = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var), layer.weight
+    scale = (variance.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
+    bias = (bias - mean.double()) * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    folded = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
+    layer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
+    model.set_submodule(pair.norm, _after(norm))
+
+
+def _after(norm: nn.Module) -> nn.Module:
+    """What timm's norm does besides: dropout and activation."""
+    kept = [module for module in norm.children() if not isinstance(module, nn.Identity)]
+    return nn.Identity() if not kept else kept[0] if len(kept) == 1 else nn.Sequential(*kept)
+
+
+class _PointConv2d(nn.Conv2d):
+    """A 1x1 convolution that is a linear layer on maps of one pixel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[2:] == (1, 1):
+            return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+        return super().forward(input)
+
+
+def _use_linear(model: nn.Module, example: Tensor) -> None:
+    """Make linear layers of 1x1 convolutions whose input has one pixel, in place."""
+    found, handles = set(), []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[2:] == (1, 1):
+            found.add(module)
+
+    for module in model.modules():
+        if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.groups == 1 and not any(
+                module.padding) and _has_own_weights(module):
+            handles.append(module.register_forward_pre_hook(look))
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module in found:
+        module.__class__ = _PointConv2d
+
+
+def _convert_input(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+    like = input_like(module)
+    return tuple(
+        value.to(like.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs)
