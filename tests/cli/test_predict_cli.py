@@ -477,3 +477,27 @@ def test_a_picture_that_cannot_be_saved_does_not_end_the_run(picture, model_dir,
     assert re.search(r"cannot save '.*b\.png' with its labels: ", notes)
     assert '3 labelled, 0 not read, 1 not saved, ' in notes
     assert sorted(path.name for path in out.iterdir()) == ['a.jpg', 'sub', 'tub.jpg']
+
+
+@pytest.mark.parametrize(('words', 'tolerance'), [
+    (['--optimize'], 1e-5), (['--precision', 'bf16'], 0.05), (['--precision', 'fp16'], 0.01)])
+def test_other_weights_say_nearly_the_same(words, tolerance, picture, model_dir, capsys):
+    plain, other = (
+        tagged(capsys, [str(picture), '--model', str(model_dir), '--threshold', '0', '--format', 'json', *more])
+        for more in ([], words))
+    assert other.keys() == plain.keys() == set(LABELS)
+    assert other == pytest.approx(plain, abs=tolerance)
+    assert other != plain or words == ['--optimize']
+
+
+def test_a_run_goes_on_with_its_own_precision_only(picture, model_dir, tmp_path, capsys):
+    words = ['predict', str(picture.parent), '--model', str(model_dir), '--output-dir', str(tmp_path / 'out')]
+    assert main([*words, '--workers', '0', '--precision', 'bf16']) == 0
+    assert main([*words, '--workers', '0']) == 2
+    assert 'weights' in capsys.readouterr().err
+
+
+def tagged(capsys, words: list[str]) -> dict[str, float]:
+    assert main(['predict', *words]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    return {tag['label']: tag['confidence'] for tag in json.loads(line)['tags']}

@@ -22,7 +22,7 @@ from timm_miil.cli._text import printable
 from timm_miil.data import read_labels
 from timm_miil.inference import (
     ACTIVATIONS, BATCH_SIZE, IMAGE_SUFFIXES, PART_SIZE, RESULT_FORMATS, Prediction, Tagger, find_images, find_share,
-    save_tagged, tag_to_folder)
+    optimize_for_inference, save_tagged, tag_to_folder)
 
 __all__ = ['HELP', 'add_arguments', 'run']
 
@@ -30,6 +30,7 @@ HELP = 'label pictures, or folders of pictures'
 
 CSV_COLUMNS = ('path', 'label', 'confidence', 'index', 'error')
 CONFIDENCE_DIGITS = 6
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
              'json or parquet (default: json)')
     parser.add_argument('--batch-size', type=int, default=BATCH_SIZE, help='default: %(default)s')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda, cuda:1, ... (default: %(default)s)')
+    parser.add_argument(
+        '--precision', choices=PRECISIONS, default='fp32', help='of the weights (default: %(default)s)')
+    parser.add_argument(
+        '--optimize', action='store_true', help='fold norms into convolutions; 16-bit precisions do so anyway')
     parser.add_argument('--save-pictures', type=Path, metavar='DIR', help='also save pictures with their labels')
     parser.add_argument('--output', type=Path, metavar='FILE', help='write the results to a file')
     many = parser.add_argument_group('a million pictures')
@@ -120,6 +125,8 @@ def _load(ns: argparse.Namespace, device: torch.device) -> Tagger:
         _note('the model does not name its classes; they are shown by number.')
     if tagger.unused_settings:
         _note(f"the model's own {' and '.join(tagger.unused_settings)} are for its own labels and not used.")
+    if ns.optimize or ns.precision != 'fp32':
+        tagger.model = optimize_for_inference(tagger.model, dtype=PRECISIONS[ns.precision])
     return tagger
 
 
