@@ -90,6 +90,14 @@ def plan_groups(
     Returns:
         One list a model, image size, batch size and phase. Its first case is the plain network, eager, in nchw and
         the first precision, which ratios refer to; it is there whether or not it was asked for.
+
+    Raises:
+        ValueError: If a word is not one of those above, or a size is below 1.
+
+    Example:
+        >>> [group] = plan_groups(['resnet50'], layouts=('nchw', 'nhwc'))
+        >>> [case.form for case in group]
+        ['plain fp32 nchw eager', 'plain fp32 nhwc eager']
     """
     groups = []
     for model, phase, batch_size in itertools.product(models, phases, batch_sizes):

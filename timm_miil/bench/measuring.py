@@ -62,6 +62,13 @@ def measure_groups(
         seconds: What a group's rounds shall take together; there are 5 to 50 of them.
         ceilings: The device's limits; None measures them.
         on_row: Called with each row once its group is done.
+
+    Example:
+        >>> from timm_miil.bench import plan_groups
+        >>> groups = plan_groups(['resnet50'], layouts=('nchw', 'nhwc'), batch_sizes=(1, 64))
+        >>> result = measure_groups(groups, torch.device('cpu'), minutes=10)    # doctest: +SKIP
+        >>> result.rows[1]['ratio']                                             # doctest: +SKIP
+        0.8928
     """
     start, stamp = time.monotonic(), environment()
     rows: list[Row] = []
@@ -221,6 +228,13 @@ def find_largest_batch(fits: Callable[[int], bool], *, limit: int) -> int:
 
     Returns:
         0 where not even one image fits.
+
+    Raises:
+        ValueError: If the limit is below 1.
+
+    Example:
+        >>> find_largest_batch(lambda size: size <= 100, limit=4096)
+        100
     """
     check_positive(limit=limit)
     good, bad = 0, limit + 1
