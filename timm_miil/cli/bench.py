@@ -53,6 +53,10 @@ def run(ns: argparse.Namespace) -> int:
         raise ValueError('--fail-above needs --against, the table to compare with.')
     before = bench.read_table(ns.against) if ns.against else []  # before the minutes: a wrong path is told at once
     device = parse_device(ns.device)
+    if device.type not in ('cpu', 'cuda'):
+        raise ValueError(f'--device must be the CPU or a CUDA device, whose clocks are known, got {str(device)!r}.')
+    if device.index is not None and device.type == 'cuda':
+        torch.cuda.set_device(device)  # events and streams are of the current one
     groups = _plan(ns, device.type == 'cuda')
     if ns.profile:
         return _profile(ns, device, groups)
