@@ -1,0 +1,86 @@
+"""The tables of README.md and benchmarks/README.md that come from files of results.
+
+`python benchmarks/tables.py --write` writes them between their marks; a test compares.
+"""
+import csv
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+__all__ = ['READMES', 'TABLES', 'updated']
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / 'results'
+READMES = HERE.parent / 'README.md', HERE / 'README.md'
+MARK = re.compile(r'(<!-- table (\w+): [^>]*-->\n)(.*?)(<!-- end of table -->)', re.DOTALL)
+Row = dict[str, str]
+
+
+def rows_of(question: str) -> list[Row]:
+    """A file of results."""
+    with (RESULTS / f'{question}.csv').open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def as_markdown(header: Iterable[str], body: Iterable[Iterable[object]]) -> str:
+    """A table."""
+    names = list(header)
+    lines = [f'| {" | ".join(map(str, cells))} |\n' for cells in (names, *body)]
+    return ''.join([lines[0], '|---' * len(names) + '|\n', *lines[1:]])
+
+
+def claims() -> str:
+    """All claims of the papers that were tried on made pictures."""
+    rows = rows_of('claims') + [row for row in rows_of('systems') if row['is_claim'] == 'True']
+    return as_markdown(('claim', 'ours', 'the other', 'gap (standard error)', 'shows'), map(claim_cells, rows))
+
+
+def claim_cells(row: Row) -> list[str]:
+    """Claim, figures and whether it shows: not unless the gap is above two errors."""
+    gap, error = float(row['gap']), float(row['standard_error'])
+    shows = 'yes' if row['appears'] == 'True' else 'no, the reverse' if gap + 2 * error < 0 else 'no'
+    metric = NAMES.get(row['metric'], row['metric'])
+    where = ' (long tail)' if row.get('scenes') == 'long tail' else ''
+    return [f'{row["claim"]}{where}, {metric}', row['ours'], row['other'], f'{gap:g} ({error:g})', shows]
+
+
+NAMES = {
+    'test_map': 'mAP', 'map': 'mAP', 'tail_map': 'mAP', 'unseen_map': 'mAP', 'top1': 'top-1', 'transfer': 'top-1',
+    'prior_rank': 'rank correlation'}
+
+
+def systems() -> str:
+    """What was compared beside and besides the claims, with the spread over the seeds."""
+    return as_markdown(
+        ('claim', 'ours', 'the other', 'gap (standard error)', 'shows', 'least, greatest', 'is a claim of a paper'),
+        ([*claim_cells(row), f'{row["least_gap"]}, {row["greatest_gap"]}', 'yes' if row['is_claim'] == 'True' else 'no']
+         for row in rows_of('systems')))
+
+
+def throughput() -> str:
+    """Time of a network's forms on a CPU, by that of its plain one."""
+    forms = ('plain', 'nhwc'), ('optimized', 'nchw'), ('optimized', 'nhwc')
+    networks: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
+    for row in rows_of('throughput-cpu'):
+        if row['phase'] == 'inference' and row['status'] == 'ok':
+            networks.setdefault((row['model'], row['image_size']), {})[row['variant'], row['layout']] = row
+    return as_markdown(
+        ('network', 'images/s', 'NHWC', 'optimized', 'optimized, NHWC', 'of roofline: plain', 'optimized, NHWC'),
+        ([f'{model} at {size}', found['plain', 'nchw']['images_per_second'],
+          *(f'{float(found[form]["ratio"]):.2f}' for form in forms),
+          found['plain', 'nchw']['of_roofline'], found['optimized', 'nhwc']['of_roofline']]
+         for (model, size), found in networks.items()))
+
+
+TABLES: dict[str, Callable[[], str]] = {'claims': claims, 'systems': systems, 'throughput': throughput}
+
+
+def updated(text: str) -> str:
+    """A README with its tables as the files of results say."""
+    return MARK.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
+
+
+if __name__ == '__main__' and '--write' in sys.argv:
+    for readme in READMES:
+        readme.write_text(updated(readme.read_text(encoding='utf-8')), encoding='utf-8')
