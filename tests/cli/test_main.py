@@ -46,8 +46,8 @@ def test_version(capsys):
 
 @pytest.mark.parametrize('argv, line', [
     (['prdict'], "timm-miil: unknown command 'prdict'; did you mean 'predict'? Known: bench, cards, convert, data, "
-                 'explain, in21k, info, links, list, predict, push, quickstart, shards, train, transfer, tune, validate, '
-                 'verify. (see timm-miil --help)'),
+                 'explain, in21k, info, links, list, predict, push, quickstart, shards, train, transfer, tune, '
+                 'validate, verify. (see timm-miil --help)'),
     (['--frobnicate'], 'timm-miil: unrecognized arguments: --frobnicate (see timm-miil --help)'),
     (['list', '--frobnicate'], 'timm-miil list: unrecognized arguments: --frobnicate (see timm-miil list --help)'),
 ])
