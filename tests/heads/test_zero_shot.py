@@ -165,7 +165,7 @@ def test_half_precision_and_back_is_exact_for_the_embeddings():
 def test_the_label_set_follows_the_device_and_is_gone_where_its_values_are():
     head, features = build()
     assert head.to('meta')(features.to('meta')).shape == (2, 7)
-    head.set_queries(torch.empty(3, 10))
+    head.set_queries(torch.zeros(3, 10))
     assert head.text_embeddings.is_meta and head.num_classes == 3
     head = head.to_empty(device='cpu')
     head.reset_parameters()
