@@ -73,7 +73,23 @@ def throughput() -> str:
          for (model, size), found in networks.items()))
 
 
-TABLES: dict[str, Callable[[], str]] = {'claims': claims, 'systems': systems, 'throughput': throughput}
+def optimize() -> str:
+    """Time of optimized networks by that of timm's, eager and compiled."""
+    ways = 'timm compiled', 'ours', 'ours compiled'
+    cases: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows_of('optimize-cpu'):
+        key = tuple(row[column] for column in ('model', 'image_size', 'batch_size', 'precision'))
+        cases.setdefault(key, {})[row['contestant']] = row
+    return as_markdown(
+        ('network, pixels, batch', 'precision', "timm's eager, ms", *ways),
+        ([', '.join(case[:3]), case[3], found['timm']['median_ms'], *(
+            f'{float(found[way]["ratio"]):.2f} ({float(found[way]["ratio_q1"]):.2f} to '
+            f'{float(found[way]["ratio_q3"]):.2f})' if way in found else '' for way in ways)]
+         for case, found in cases.items()))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    'claims': claims, 'systems': systems, 'throughput': throughput, 'optimize': optimize}
 
 
 def updated(text: str) -> str:
