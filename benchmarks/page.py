@@ -122,7 +122,9 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 def draw_speeds(path: Path) -> Picture:
     """Accuracy against speed, with the front."""
-    rows = read(path, 'phase', 'model', 'variant', 'status', 'images_per_second', 'image_size', 'batch_size')
+    rows = read(
+        path, 'phase', 'model', 'variant', 'precision', 'layout', 'mode', 'status', 'images_per_second', 'image_size',
+        'batch_size')
     points = sorted(speed_points(rows), key=lambda point: -point.speed)
     figure, axes = new_axes('images per second (log)', 'ImageNet-1K top-1, % (as published)')
     axes.set_xscale('log')
@@ -138,11 +140,14 @@ def draw_speeds(path: Path) -> Picture:
                 fontsize=7, horizontalalignment='left' if is_slow else 'right')
     axes.margins(x=0.1, y=0.1)
     axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter('{x:g}')
+    axes.tick_params(axis='x', which='minor', labelsize=6)
     where = device(rows[0])
     return Picture(
         path.stem.replace('throughput', 'pareto'), f'Accuracy against speed, {where}',
         f'Published networks at 224 pixels in the fastest form that was measured on {where}. The dashed line joins '
-        f'those that no other is as fast and as accurate as; only they are named.', figure,
+        f'those that no other is as fast and as accurate as; only they are named. Networks were measured one after '
+        f'another: small differences of speed may be the load of the machine.', figure,
         ('weights', 'images/s', 'top-1', 'origin', 'form', 'on the front'),
         tuple((p.weights, f'{p.speed:.4g}', f'{p.accuracy:.1f}', p.origin, p.form, 'yes' if p in front else '')
               for p in points), rows[0])
@@ -177,6 +182,8 @@ def draw_losses(path: Path) -> Picture:
     rows = read(path, 'loss', 'dtype', 'batch_size', 'num_classes', 'contestant', 'ratio')
     kept = [row for row in rows if row['loss'] == 'asl' and row['dtype'] == 'float32' and row.get(
         'timed', 'queued') == 'queued' and row.get('logits', 'N(-3, 2)') == 'N(-3, 2)']
+    if not kept:
+        raise ValueError(f'{path.name} must have rows of ASL in float32; measure again.')
     curves: dict[str, dict[int, float]] = {}
     for row in kept:
         size = int(row['batch_size']) * int(row['num_classes'])

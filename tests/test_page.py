@@ -106,3 +106,10 @@ def test_another_file_is_refused_in_words(page, tmp_path):
     path.write_text('loss,dtype\n')
     with pytest.raises(ValueError, match=r'losses-cpu.csv must have rows with loss, dtype, batch_size.*measure again'):
         page.draw_losses(path)
+
+
+def test_a_file_without_what_is_drawn_is_refused_in_words(page, tmp_path):
+    path = tmp_path / 'losses-cpu.csv'
+    path.write_text('loss,dtype,batch_size,num_classes,contestant,ratio\ncsl,float32,2,3,ours,1.0\n')
+    with pytest.raises(ValueError, match='losses-cpu.csv must have rows of ASL in float32'):
+        page.draw_losses(path)
