@@ -1,22 +1,16 @@
 """Where the rows of the benchmarks go."""
 import csv
-import importlib.util
 import platform
-from pathlib import Path
 
 import pytest
 import timm
 import torch
-
-HARNESS = Path(__file__).resolve().parent.parent / 'benchmarks' / 'run.py'
+from benchmark_scripts import load_script
 
 
 @pytest.fixture(scope='module')
 def harness():
-    spec = importlib.util.spec_from_file_location('benchmarks_run', HARNESS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script('run')
 
 
 def test_rows_are_saved_with_the_environment(harness, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The page of measurements: drawn from the files of results, whole, and harmless whatever stands in them."""
 import csv
-import importlib.util
 import re
 import shutil
 import sys
@@ -8,25 +7,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from benchmark_scripts import BENCHMARKS, load_script
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / 'benchmarks'
 HEADER = ('phase', 'model', 'variant', 'precision', 'layout', 'mode', 'image_size', 'batch_size', 'status',
           'images_per_second', 'gpu', 'cpu', 'command')
 
 
 @pytest.fixture(scope='module')
 def page():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location('benchmarks_page', BENCHMARKS / 'page.py')
-        module = sys.modules['benchmarks_page'] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+    return load_script('page')
 
 
 def save(folder: Path, *rows: dict[str, str]) -> Path:

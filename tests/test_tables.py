@@ -1,18 +1,11 @@
 """Tables of the READMEs are what the files of results say."""
-import importlib.util
-from pathlib import Path
-
 import pytest
-
-TABLES = Path(__file__).resolve().parent.parent / 'benchmarks' / 'tables.py'
+from benchmark_scripts import load_script
 
 
 @pytest.fixture(scope='module')
 def tables():
-    spec = importlib.util.spec_from_file_location('benchmarks_tables', TABLES)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script('tables')
 
 
 def test_no_table_is_stale(tables):

@@ -233,6 +233,42 @@ def test_the_command_refuses_a_limit_without_a_table(capsys):
     assert '--fail-above needs --against' in capsys.readouterr().err
 
 
+QUICK = ['--variant', 'plain', '--layout', 'nchw', '--image-size', '32', '--device', 'cpu', '--seconds', '0.01']
+
+
+@pytest.mark.parametrize(('content', 'reason'), [
+    ('', 'without rows'), ('model,status\n', 'without rows'), ('model,status\nx,ok\n', 'without batch_size'),
+    (None, 'No such file')])
+def test_another_table_is_refused_before_anything_is_measured(content, reason, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / 'old.csv').write_text(content)
+    assert main(['bench', 'test_resnet', *QUICK, '--against', str(tmp_path / 'old.csv')]) == 2
+    out, err = capsys.readouterr()
+    assert not out and '--against must be a table that --output wrote, got ' in err and reason in err
+
+
+def test_a_limit_with_nothing_to_look_at_is_no_pass(tmp_path, capsys):
+    table = tmp_path / 'old.csv'
+    [row] = measure(dataclasses.replace(TINY, batch_size=7))
+    bench.write_table(table, [row | environment() | {'threads': 99}])
+    words = ['bench', 'test_resnet', *QUICK, '--against', str(table)]
+    assert main(words) == 0
+    assert 'threads was 99 and is 1.' in capsys.readouterr().err
+    assert main([*words, '--fail-above', '1.1']) == 2
+    assert 'no case was measured both now and in --against' in capsys.readouterr().err
+
+
+def test_an_unknown_network_is_told_before_anything_is_measured(capsys):
+    assert main(['bench', 'test_resnt', *QUICK]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "unknown model 'test_resnt'; did you mean 'test_resnet'?" in err
+
+
+def test_a_case_that_fails_is_a_row_and_the_exit_status(capsys):
+    assert main(['bench', 'test_vit', *QUICK, '--image-size', '15']) == 1  # of patches of 16
+    assert '\tfailed\t' in capsys.readouterr().out
+
+
 @pytest.mark.gpu
 def test_every_form_runs_on_a_gpu():
     device = torch.device('cuda')

@@ -1,4 +1,5 @@
 """A run over many pictures tags each exactly once, whatever is killed when and however many processes share it."""
+import copy
 import io
 import json
 import os
@@ -17,6 +18,8 @@ from PIL import Image
 from torch import nn
 
 import timm_miil
+from timm_miil._errors import PredictionError
+from timm_miil._locks import locked
 from timm_miil.cli.main import main
 from timm_miil.inference import Tagger, tag_to_folder
 from timm_miil.inference._input_list import write_list
@@ -223,6 +226,21 @@ def test_a_damaged_run_is_refused(pictures, tagger, tmp_path):
         file.write(b'\n')
     with pytest.raises(ValueError, match='has a damaged run'):
         run(tagger, [pictures / '00.png'], tmp_path)
+
+
+def test_two_runs_do_not_share_a_folder(pictures, tagger, tmp_path, monkeypatch):
+    monkeypatch.setattr('timm_miil.inference.tagging.LOCK_SECONDS', 0.1)
+    with locked(tmp_path / '.lock', seconds=1), pytest.raises(BlockingIOError, match='another run works in .*wait for'):
+        run(tagger, [pictures], tmp_path)
+    assert not parts(tmp_path)
+
+
+def test_a_reading_process_that_is_ended_from_outside_is_told(pictures, tagger, undisturbed, tmp_path):
+    deadly = copy.copy(tagger)
+    deadly.transform = lambda image: os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(PredictionError, match='one of 1 processes that read pictures was ended .* fewer workers'):
+        run(deadly, [pictures], tmp_path, num_workers=1)
+    assert not parts(tmp_path)
 
 
 def test_a_folder_without_pictures_is_an_error(tagger, tmp_path):

@@ -38,8 +38,10 @@ def compare_tables(
         The changes in the order of `after`; cases that only one table has are left out.
 
     Raises:
-        ValueError: If a table lacks a column.
+        ValueError: If the earlier table has no rows, or a table lacks a column.
     """
+    if not before:
+        raise ValueError('before must be a table of `timm-miil bench`, got one without rows.')
     needed = {*CASE_COLUMNS, 'status', 'median_ms', 'q1_ms', 'q3_ms'}
     for name, rows in (('before', before), ('after', after)):
         missing = sorted(needed - rows[0].keys()) if rows else []

@@ -4,10 +4,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import timm
 import torch
 
 import timm_miil  # noqa: F401  registers our networks
 from timm_miil import bench, inference
+from timm_miil._checks import nearest
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
 
@@ -48,10 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(ns: argparse.Namespace) -> int:
-    """Measure; 1 if a case is slower than --fail-above allows."""
+    """Measure; 1 if a case failed, or is slower than --fail-above allows."""
     if ns.fail_above is not None and ns.against is None:
         raise ValueError('--fail-above needs --against, the table to compare with.')
-    before = bench.read_table(ns.against) if ns.against else []  # before the minutes: a wrong path is told at once
+    _check_models(ns.models)
+    before = _read_earlier(ns.against) if ns.against else []  # before the minutes: a wrong file is told at once
     device = parse_device(ns.device)
     if device.type not in ('cpu', 'cuda'):
         raise ValueError(f'--device must be the CPU or a CUDA device, whose clocks are known, got {str(device)!r}.')
@@ -73,7 +76,24 @@ def run(ns: argparse.Namespace) -> int:
         bench.write_table(ns.output, result.rows)
         if journal and not result.left_out:
             journal.path.unlink(missing_ok=True)
-    return _compare(ns, before, result.rows)
+    status = _compare(ns, before, result.rows)
+    return int(status or any(row['status'] == 'failed' for row in result.rows))
+
+
+def _check_models(names: list[str]) -> None:
+    for name in names:
+        if ':' not in name and not timm.is_model(name):  # 'hf-hub:...' and 'local-dir:...' are no registered names
+            raise ValueError(f'unknown model {name!r}; {nearest(name, timm.list_models())}')
+
+
+def _read_earlier(path: Path) -> list[dict[str, str]]:
+    try:
+        rows = bench.read_table(path)
+        bench.compare_tables(rows, [])
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise ValueError(f'--against must be a table that --output wrote, got {str(path)!r}: {reason}') from error
+    return rows
 
 
 def _plan(ns: argparse.Namespace, is_cuda: bool) -> list[list[bench.Case]]:
@@ -131,7 +151,13 @@ def _compare(ns: argparse.Namespace, before: list[dict[str, str]], rows: list[di
         words = 'slower' if change.is_slower else ''
         print(f"{change.ratio:.3f}\t{printable(' '.join(change.case))}\t{words}")
     _note(f'{len(changes)} cases compared, {sum(change.is_slower for change in changes)} slower beyond the spread.')
+    for name in ('cpu', 'gpu', 'threads', 'torch', 'timm'):
+        earlier, now = ({str(row.get(name, '')) for row in table} for table in (before, rows))
+        if earlier != now:
+            _note(f'{name} was {", ".join(sorted(earlier))} and is {", ".join(sorted(now))}.')
     limit = ns.fail_above
+    if limit is not None and not changes:
+        raise ValueError('--fail-above has nothing to look at: no case was measured both now and in --against.')
     return int(limit is not None and any(change.is_slower and change.ratio > limit for change in changes))
 
 
