@@ -88,9 +88,10 @@ def test_the_front_is_what_nothing_beats(page, values):
 
 
 def test_names_from_a_file_are_text(page, tmp_path):
-    path = save(tmp_path, row('tresnet_m', 5, cpu='<script>alert(1)</script>', command='a & "b"'))
+    path = save(tmp_path, row('tresnet_m', 5, cpu='<script>alert(1)</script>', command='a & "b"', mode='<b>'))
     text = page.as_page([page.draw_speeds(path)], has_gpu=True)
-    assert '<script' not in text and '&lt;script&gt;' in text and 'a &amp; &quot;b&quot;' in text
+    assert '<script' not in text and '<b>' not in text
+    assert '&lt;b&gt;' in text and '&lt;script&gt;' in text and 'a &amp; &quot;b&quot;' in text
 
 
 def test_another_file_is_refused_in_words(page, tmp_path):

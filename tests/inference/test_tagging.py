@@ -3,6 +3,7 @@ import copy
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,17 +182,37 @@ def test_a_killed_run_goes_on_to_the_same_bytes(pictures, model_dir, undisturbed
         'pictures': NUM_PICTURES, 'tagged': 35, 'errors': 5, 'parts': 10}
 
 
+LOGGED = '''
+import os, sys
+from timm_miil.cli.main import main
+from timm_miil.inference import tagging
+
+write_part = tagging.write_part
+
+def logged(path, *rest):
+    write_part(path, *rest)
+    os.write(2, f'process {os.environ["RANK"]} made {path.name}{os.linesep}'.encode())
+
+tagging.write_part = logged
+sys.exit(main())
+'''
+
+
 def test_two_processes_share_what_another_number_has_left(pictures, model_dir, tagger, undisturbed, tmp_path):
     out = tmp_path / 'out'
     run(tagger, [pictures], out, model=str(model_dir))
     for part in (1, 2, 3, 6, 8):
         (out / f'part-{part:06}.jsonl').unlink()
     (out / 'summary.json').unlink()
+    (tmp_path / 'logged.py').write_text(LOGGED)
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone', *COMMAND,
-         str(pictures), '--model', str(model_dir), *WORDS, '--workers', '0', '--output-dir', str(out)],
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone',
+         str(tmp_path / 'logged.py'), 'predict', str(pictures), '--model', str(model_dir), *WORDS, '--workers', '0',
+         '--output-dir', str(out)],
         env=ENVIRONMENT | {'ACCELERATE_USE_CPU': '1'}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    made = sorted(re.findall(r'process (\d) made part-(\d+)\.jsonl', done.stderr))
+    assert made == [('0', '000001'), ('0', '000003'), ('0', '000008'), ('1', '000002'), ('1', '000006')]
     assert '35 labelled, 5 not read, in 10 parts.' in done.stderr
     assert parts(out) == undisturbed and (out / 'summary.json').exists()
 

@@ -7,7 +7,6 @@ from timm.data import resolve_model_data_config
 from timm.layers import BatchNormAct2d, Conv2dSame
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_miil._checks import check_choice
@@ -184,8 +183,7 @@ def _find_pairs(model: nn.Module, example: Tensor) -> list[_Pair]:
 
 
 def _has_own_weights(layer: nn.Module) -> bool:
-    return not parametrize.is_parametrized(layer) and not layer._forward_hooks and isinstance(
-        layer._parameters.get('weight'), nn.Parameter)
+    return not layer._forward_hooks and isinstance(layer._parameters.get('weight'), nn.Parameter)
 
 
 def _fold(model: nn.Module, pair: _Pair) -> None:
