@@ -1,7 +1,8 @@
 """Pictures of what was measured and one page with them, from the files of results alone.
 
-Accuracy against speed (accuracies and their origin from the catalogue), the head's share of the whole network, and what
-losses cost by the number of labels. `results/*.png`, and `results/page.html`, which needs no network.
+Accuracy against speed (`pareto.py`; accuracies and their origin from the catalogue), the head's share of the whole
+network (`head.py`), and what losses cost by the number of labels (`losses.py`). `results/*.png`, and
+`results/page.html`, which needs no network.
 """
 import argparse
 import base64
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pareto import IMAGE_SIZE, published_accuracies
 from run import RESULTS
 
 from timm_miil import catalog
@@ -24,7 +26,7 @@ STYLE = '''
 :root { color-scheme: light dark; --line: #8886; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 figure { margin: 1.5rem 0; } figcaption { font-size: .9rem; }
-img { max-width: 100%; background: #fff; border-radius: 4px; }
+img { width: 100%; min-width: 36rem; background: #fff; border-radius: 4px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 td, th { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 '''
@@ -51,7 +53,6 @@ class Point:
     weights: str
     speed: float
     accuracy: float
-    form: str
     origin: str
 
 
@@ -61,14 +62,14 @@ def main() -> None:
     parser.add_argument('--results', type=Path, default=RESULTS)
     folder = parser.parse_args().results
     pictures = [
-        *(draw_speeds(path) for path in sorted(folder.glob('throughput-*.csv'))),
+        *(draw_speeds(path) for path in sorted(folder.glob('pareto-*.csv'))),
         *(draw_shares(path) for path in sorted(folder.glob('head-share-*.csv'))),
         *(draw_losses(path) for path in sorted(folder.glob('losses-*.csv')))]
     if not pictures:
-        parser.error(f'there are no throughput-*.csv, head-share-*.csv or losses-*.csv in {folder}.')
+        parser.error(f'there are no pareto-*.csv, head-share-*.csv or losses-*.csv in {folder}.')
     for picture in pictures:
         (folder / f'{picture.name}.png').write_bytes(as_png(picture.figure))
-    has_gpu = any(folder.glob('throughput-nvidia-*.csv'))
+    has_gpu = any(folder.glob('pareto-nvidia-*.csv'))
     (folder / 'page.html').write_text(as_page(pictures, has_gpu=has_gpu), encoding='utf-8')
 
 
@@ -85,30 +86,12 @@ def read(path: Path, *columns: str) -> list[Row]:
 # -- accuracy against speed ------------------------------------------------------------------------------------
 
 
-def published_accuracies() -> dict[str, list[tuple[str, float, str]]]:
-    """Architecture -> (name of the weights, top-1 on ImageNet-1K at 224 pixels, origin) of the catalogue."""
-    found: dict[str, list[tuple[str, float, str]]] = {}
-    for name in catalog.weights():
-        weight = catalog.weight(name)
-        metric = next((each for each in weight.metrics if each.name == 'top1' and each.setting is None), None)
-        if metric and weight.dataset == 'imagenet-1k' and weight.input_size[-2:] == (224, 224):
-            found.setdefault(name.split('.')[0], []).append((name, metric.value, metric.origin))
-    return found
-
-
 def speed_points(rows: Iterable[Row]) -> list[Point]:
-    """The fastest form of each network that has a published accuracy."""
-    fastest: dict[str, Row] = {}
-    for row in rows:
-        if row['phase'] == 'inference' and row['status'] == 'ok' and row['image_size'] == '224':
-            best = fastest.setdefault(row['model'], row)
-            if float(row['images_per_second']) > float(best['images_per_second']):
-                fastest[row['model']] = row
+    """The published weights of each network that was measured."""
     accuracies = published_accuracies()
     return [
-        Point(name, float(row['images_per_second']), accuracy, ' '.join(
-            row[key] for key in ('variant', 'precision', 'layout', 'mode')) + f', batch {row["batch_size"]}', origin)
-        for model, row in fastest.items() for name, accuracy, origin in accuracies.get(model, ())]
+        Point(name, float(row['images_per_second']), accuracy, origin)
+        for row in rows if row['status'] == 'ok' for name, accuracy, origin in accuracies.get(row['model'], ())]
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
@@ -122,34 +105,37 @@ def pareto(points: Sequence[Point]) -> list[Point]:
 
 def draw_speeds(path: Path) -> Picture:
     """Accuracy against speed, with the front."""
-    rows = read(
-        path, 'phase', 'model', 'variant', 'precision', 'layout', 'mode', 'status', 'images_per_second', 'image_size',
-        'batch_size')
+    rows = read(path, 'model', 'variant', 'precision', 'layout', 'mode', 'status', 'images_per_second', 'batch_size')
     points = sorted(speed_points(rows), key=lambda point: -point.speed)
+    front = pareto(points)
     figure, axes = new_axes('images per second (log)', 'ImageNet-1K top-1, % (as published)')
     axes.set_xscale('log')
-    front = pareto(points)
     axes.plot([p.speed for p in front], [p.accuracy for p in front], color=COLOURS[7], linestyle='--', zorder=1)
-    for point in points:
-        on_front = point in front
-        axes.scatter(point.speed, point.accuracy, color=COLOURS[0 if on_front else 7], zorder=2)
-        if on_front:
-            is_slow = point.speed ** 2 < points[0].speed * points[-1].speed  # to the side where there is room
-            axes.annotate(
-                point.weights, (point.speed, point.accuracy), (5 if is_slow else -5, 5), textcoords='offset points',
-                fontsize=7, horizontalalignment='left' if is_slow else 'right')
+    families = list(dict.fromkeys(catalog.weight(point.weights).family for point in points))
+    for index, family in enumerate(families):
+        members = [point for point in points if catalog.weight(point.weights).family == family]
+        axes.scatter(
+            [p.speed for p in members], [p.accuracy for p in members], label=family, zorder=2,
+            color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+            alpha=[1.0 if point in front else 0.45 for point in members])
+    for point in front:
+        is_slow = point.speed ** 2 < points[0].speed * points[-1].speed  # to the side where there is room
+        axes.annotate(
+            point.weights, (point.speed, point.accuracy), (5 if is_slow else -5, 6), textcoords='offset points',
+            fontsize=8, horizontalalignment='left' if is_slow else 'right')
+    axes.legend(loc='lower left', fontsize=8, frameon=False)
     axes.margins(x=0.1, y=0.1)
     axes.xaxis.set_major_formatter('{x:g}')
     axes.xaxis.set_minor_formatter('{x:g}')
-    axes.tick_params(axis='x', which='minor', labelsize=6)
-    where = device(rows[0])
+    axes.tick_params(axis='x', which='minor', labelsize=7)
+    where, form = device(rows[0]), next((row for row in rows if row['status'] == 'ok'), rows[0])
+    how = f'{" ".join(form[key] for key in ("variant", "precision", "layout", "mode"))}, batch {form["batch_size"]}'
     return Picture(
-        path.stem.replace('throughput', 'pareto'), f'Accuracy against speed, {where}',
-        f'Published networks at 224 pixels in the fastest form that was measured on {where}. The dashed line joins '
-        f'those that no other is as fast and as accurate as; only they are named. Networks were measured one after '
-        f'another: small differences of speed may be the load of the machine.', figure,
-        ('weights', 'images/s', 'top-1', 'origin', 'form', 'on the front'),
-        tuple((p.weights, f'{p.speed:.4g}', f'{p.accuracy:.1f}', p.origin, p.form, 'yes' if p in front else '')
+        path.stem, f'Accuracy against speed, {where}',
+        f'Published networks at {IMAGE_SIZE} pixels, {how}, which took turns on {where}. The dashed line joins those '
+        f'that no other is as fast and as accurate as; only they are named, the others are pale.', figure,
+        ('weights', 'images/s', 'top-1', 'origin', 'on the front'),
+        tuple((p.weights, f'{p.speed:.4g}', f'{p.accuracy:.1f}', p.origin, 'yes' if p in front else '')
               for p in points), rows[0])
 
 
@@ -166,9 +152,9 @@ def draw_shares(path: Path) -> Picture:
     figure, axes = new_axes('time of the head, % of the whole network', '')
     axes.barh(names, shares, color=COLOURS[0])
     axes.invert_yaxis()
-    axes.tick_params(axis='y', labelsize=7)
+    axes.tick_params(axis='y', labelsize=8)
     for index, share in enumerate(shares):
-        axes.annotate(f'{share:.1f}', (share, index), (3, -3), textcoords='offset points', fontsize=7)
+        axes.annotate(f'{share:.1f}', (share, index), (3, -3), textcoords='offset points', fontsize=8)
     where = device(rows[0])
     return Picture(
         path.stem, f'What the ML-Decoder head takes of the whole network, {where}',
@@ -178,28 +164,38 @@ def draw_shares(path: Path) -> Picture:
 
 
 def draw_losses(path: Path) -> Picture:
-    """The cost of ASL by the number of labels."""
+    """The cost of ASL and CSL by the number of labels."""
     rows = read(path, 'loss', 'dtype', 'batch_size', 'num_classes', 'contestant', 'ratio')
-    kept = [row for row in rows if row['loss'] == 'asl' and row['dtype'] == 'float32' and row.get(
-        'timed', 'queued') == 'queued' and row.get('logits', 'N(-3, 2)') == 'N(-3, 2)']
+    kept = [row for row in rows if row['loss'] in ('asl', 'csl') and row.get('timed', 'queued') == 'queued' and row.get(
+        'logits', 'N(-3, 2)') == 'N(-3, 2)']
     if not kept:
-        raise ValueError(f'{path.name} must have rows of ASL in float32; measure again.')
-    curves: dict[str, dict[int, float]] = {}
+        raise ValueError(f'{path.name} must have rows of ASL or CSL; measure again.')
+    curves: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in kept:
         size = int(row['batch_size']) * int(row['num_classes'])
-        curves.setdefault(row['contestant'], {})[size] = float(row['ratio'])
-    figure, axes = new_axes('labels of a batch, pictures x classes (log)', 'time, of BCEWithLogits (log)')
-    axes.set_xscale('log')
-    axes.set_yscale('log')
-    for index, (name, curve) in enumerate(curves.items()):
-        axes.plot(*zip(*sorted(curve.items())), label=name, color=COLOURS[index % 8], marker=MARKERS[index % 8])
-    axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
+        curves.setdefault((row['loss'], row['dtype'], row['contestant']), {})[size] = float(row['ratio'])
+    losses = list(dict.fromkeys(loss for loss, _, _ in curves))
+    names = list(dict.fromkeys(name for _, _, name in curves))
+    figure = Figure(figsize=(8, 4 * len(losses)), layout='constrained')
+    for axes, loss in zip(figure.subplots(len(losses), squeeze=False)[:, 0], losses):
+        style(axes, 'labels of a batch, pictures x classes (log)', f'{loss.upper()}: time, of BCEWithLogits (log)')
+        axes.set_xscale('log')
+        axes.set_yscale('log')
+        for (of_loss, dtype, name), curve in curves.items():
+            if of_loss == loss:
+                index = names.index(name) % len(COLOURS)
+                axes.plot(
+                    *zip(*sorted(curve.items())), color=COLOURS[index], marker=MARKERS[index], markersize=5,
+                    label=name if dtype == 'float32' else None, linestyle='-' if dtype == 'float32' else ':')
+        axes.yaxis.set_major_formatter('{x:g}')
+        axes.legend(loc='upper left', bbox_to_anchor=(1, 1), fontsize=9, frameon=False)
     where = device(rows[0])
     return Picture(
-        path.stem, f'What ASL costs by the number of labels, {where}',
-        f'Loss and gradient in float32 on {where}, by the time of BCEWithLogits on the same logits.', figure,
-        ('loss', 'labels', 'of BCEWithLogits'),
-        tuple((name, f'{size:,}', f'{ratio:.2f}') for name, curve in curves.items()
+        path.stem, f'What ASL and CSL cost by the number of labels, {where}',
+        f'Loss and gradient on {where}, by the time of BCEWithLogits on the same logits; solid in float32, dotted in '
+        f'bfloat16.', figure,
+        ('loss', 'dtype', 'contestant', 'labels', 'of BCEWithLogits'),
+        tuple((loss, dtype, name, f'{size:,}', f'{ratio:.2f}') for (loss, dtype, name), curve in curves.items()
               for size, ratio in sorted(curve.items())), rows[0])
 
 
@@ -207,13 +203,18 @@ def draw_losses(path: Path) -> Picture:
 
 
 def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    """One diagram with faint lines and no box."""
+    """One diagram."""
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
+    style(axes, x_label, y_label)
+    return figure, axes
+
+
+def style(axes: Axes, x_label: str, y_label: str) -> None:
+    """Faint lines and no box."""
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3, which='both', linewidth=0.5)
     axes.spines[['top', 'right']].set_visible(False)
-    return figure, axes
 
 
 def device(row: Row) -> str:
@@ -240,8 +241,8 @@ def as_page(pictures: Sequence[Picture], *, has_gpu: bool) -> str:
         image = base64.b64encode(as_png(picture.figure)).decode()
         title, caption = html.escape(picture.title), html.escape(picture.caption)
         parts.append(
-            f'<h2>{title}</h2><figure><img alt="{title}: the table below has the figures." '
-            f'src="data:image/png;base64,{image}"><figcaption>{caption}</figcaption></figure>'
+            f'<h2>{title}</h2><figure><div class="wide"><img alt="{title}: the table below has the figures." '
+            f'src="data:image/png;base64,{image}"></div><figcaption>{caption}</figcaption></figure>'
             f'<details><summary>Figures</summary><div class="wide">{as_table(picture)}</div></details>'
             f'<p>{html.escape(environment_words(picture.source))}</p>')
     return '\n'.join([*parts, '</html>\n'])

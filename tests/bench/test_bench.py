@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -86,6 +87,39 @@ def test_what_the_device_has_not_is_a_row():
 def test_memory_that_is_lacking_is_a_row():
     [row] = measure(Case(model='test_resnet', image_size=32, batch_size=2 ** 40))
     assert row['status'] == 'out_of_memory' and row['median_ms'] == ''
+
+
+class Room:
+    """Holds so many networks at once, as a small card does."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.alive = most, weakref.WeakSet()
+
+    def __call__(self, model, **settings):
+        if len(self.alive) == self.most:
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        self.alive.add(model)
+        return model
+
+
+@pytest.mark.parametrize(('most', 'status', 'are_first'), [
+    (3, 'ok', [True, False, False]), (2, 'ok', [True, False, False]), (1, 'ok', [True, True, True]),
+    (0, 'out_of_memory', [False, False, False])])
+def test_what_fits_alone_is_measured_with_the_first_or_alone(most, status, are_first):
+    case = dataclasses.replace(TINY, variant='optimized')
+    cases = [dataclasses.replace(case, image_size=size) for size in (32, 48, 64)]
+    rows = measure(*cases, optimize=Room(most))
+    assert [row['status'] for row in rows] == [status] * 3
+    assert [row['image_size'] for row in rows] == [32, 48, 64]
+    assert [row['ratio'] == 1.0 for row in rows] == are_first
+
+
+def test_networks_take_turns_and_each_has_its_own_roofline():
+    rows = measure(TINY, dataclasses.replace(TINY, model='test_vit', image_size=160))
+    assert [row['baseline'] for row in rows] == ['plain fp32 nchw eager', 'test_resnet plain fp32 nchw eager']
+    alone, = measure(dataclasses.replace(TINY, model='test_vit', image_size=160))
+    assert rows[1]['gflops_per_image'] == alone['gflops_per_image'] != rows[0]['gflops_per_image']
+    assert rows[1]['ratio'] != 1.0
 
 
 def test_an_unknown_model_is_a_row():

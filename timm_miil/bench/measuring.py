@@ -101,10 +101,12 @@ def measure_group(
         optimize: Optimize | None = None,
         seconds: float = 5.0,
 ) -> list[Row]:
-    """Measure cases of one network and size in turns.
+    """Measure cases in turns, such as the forms of one network; all are in memory together.
+
+    One that does not fit beside the others takes turns with the first alone, or is measured by itself.
 
     Args:
-        cases: The first of those that run is the baseline.
+        cases: The first of those that run is the baseline. All have one batch size.
         device: Where.
         ceilings: The device's limits.
         optimize: Makes the 'optimized' variant.
@@ -114,6 +116,17 @@ def measure_group(
         One row a case. Its status is 'ok', 'out_of_memory', 'unsupported' or 'failed'; `note` says why, or how long
         the first run took where that compiles.
     """
+    rows = _measure_together(cases, device, optimize, seconds)
+    for case in cases:
+        for fewer in ([cases[0], case], [case]):
+            if rows[case]['status'] == 'out_of_memory' and len(fewer) < len(cases):
+                rows[case] = _measure_together(fewer, device, optimize, seconds)[case]
+    _compare_with_roofline(rows, ceilings)
+    return list(rows.values())
+
+
+def _measure_together(
+        cases: Sequence[Case], device: torch.device, optimize: Optimize | None, seconds: float) -> dict[Case, Row]:
     rows: dict[Case, Row] = {
         case: dict.fromkeys(COLUMNS, '') | case.columns | {'status': 'ok'} for case in cases}
     runs: dict[Case, Run] = {}
@@ -133,18 +146,17 @@ def measure_group(
         repeats = min(max(int(seconds / max(taken, 1e-9)), REPEATS[0]), REPEATS[1])
         try:
             measured = compare(
-                {case.form: run for case, run in runs.items()}, repeats=repeats,
+                {repr(case): run for case, run in runs.items()}, repeats=repeats,
                 clock=_clock(device, cases[0].batch_size))
             for case, row in zip(runs, measured, strict=True):
                 rows[case] |= _figures(row, case, next(iter(runs)))
-        except FAILURES as error:  # all of them at once may not fit where each alone does
+        except FAILURES as error:
             for case in runs:
                 rows[case] |= _failure(error)
         runs.clear()
         torch.compiler.reset()
         _free(device)
-        _compare_with_roofline(rows, ceilings)
-    return list(rows.values())
+    return rows
 
 
 def _warm(case: Case, device: torch.device, optimize: Optimize | None, row: Row) -> Run:
@@ -193,19 +205,25 @@ def _figures(measured: Row, case: Case, first: Case) -> Row:
     names = 'median_ms', 'q1_ms', 'q3_ms', 'repeats', 'ratio', 'ratio_q1', 'ratio_q3'
     speed = 1e3 * case.batch_size / float(str(measured['median_ms']))
     return {name: measured[name] for name in names} | {
-        'images_per_second': float(f'{speed:.4g}'), 'baseline': first.form}
+        'images_per_second': float(f'{speed:.4g}'),
+        'baseline': first.form if first.model == case.model else f'{first.model} {first.form}'}
 
 
 def _compare_with_roofline(rows: dict[Case, Row], ceilings: Ceilings) -> None:
-    first = next(iter(rows))
-    try:
-        cost = count_cost(build_model(first), torch.randn(1, 3, first.image_size, first.image_size))
-    except FAILURES as error:
-        for row in rows.values():
-            row['note'] = row['note'] or cut(f'not counted: {error}', 200)
-        return
+    costs: dict[tuple[object, ...], Cost | str] = {}
     for case, row in rows.items():
-        if row['status'] == 'ok':
+        if row['status'] != 'ok':
+            continue
+        network = case.model, case.model_args, case.image_size
+        if network not in costs:
+            try:
+                costs[network] = count_cost(build_model(case), torch.randn(1, 3, case.image_size, case.image_size))
+            except FAILURES as error:
+                costs[network] = cut(f'not counted: {error}', 200)
+        cost = costs[network]
+        if isinstance(cost, str):
+            row['note'] = row['note'] or cost
+        else:
             row |= _roofline(cost, case, ceilings, float(str(row['median_ms'])))
 
 
