@@ -118,16 +118,12 @@ def draw_speeds(path: Path) -> Picture:
             [p.speed for p in members], [p.accuracy for p in members], label=family, zorder=2,
             color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
             alpha=[1.0 if point in front else 0.45 for point in members])
-    for point in front:
-        is_slow = point.speed ** 2 < points[0].speed * points[-1].speed  # to the side where there is room
-        axes.annotate(
-            point.weights, (point.speed, point.accuracy), (5 if is_slow else -5, 6), textcoords='offset points',
-            fontsize=8, horizontalalignment='left' if is_slow else 'right')
     axes.legend(loc='lower left', fontsize=8, frameon=False)
     axes.margins(x=0.1, y=0.1)
     axes.xaxis.set_major_formatter('{x:g}')
     axes.xaxis.set_minor_formatter('{x:g}')
     axes.tick_params(axis='x', which='minor', labelsize=7)
+    name_points(axes, front)
     where, form = device(rows[0]), next((row for row in rows if row['status'] == 'ok'), rows[0])
     how = f'{" ".join(form[key] for key in ("variant", "precision", "layout", "mode"))}, batch {form["batch_size"]}'
     return Picture(
@@ -137,6 +133,20 @@ def draw_speeds(path: Path) -> Picture:
         ('weights', 'images/s', 'top-1', 'origin', 'on the front'),
         tuple((p.weights, f'{p.speed:.4g}', f'{p.accuracy:.1f}', p.origin, 'yes' if p in front else '')
               for p in points), rows[0])
+
+
+def name_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Write names beside points, to the side where there is room and none over another."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # now places are known
+    last = {True: -1e9, False: -1e9}
+    for point in sorted(points, key=lambda each: each.accuracy):
+        x, y = axes.transData.transform((point.speed, point.accuracy))
+        is_slow = x < axes.transAxes.transform((0.5, 0))[0]
+        last[is_slow] = max(y + 6, last[is_slow] + 15)
+        axes.annotate(
+            point.weights, (point.speed, point.accuracy), (5 if is_slow else -5, (last[is_slow] - y) * 72 / figure.dpi),
+            textcoords='offset points', fontsize=8, horizontalalignment='left' if is_slow else 'right')
 
 
 # -- heads and losses ------------------------------------------------------------------------------------------
