@@ -6,6 +6,7 @@ import csv
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 __all__ = ['READMES', 'TABLES', 'updated']
@@ -88,8 +89,90 @@ def optimize() -> str:
          for case, found in cases.items()))
 
 
+def training() -> str:
+    """Images a second in training on a CPU, and the time in NHWC by that in NCHW."""
+    networks: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows_of('throughput-cpu'):
+        if row['phase'] == 'training' and row['status'] == 'ok':
+            key = row['model'], row['image_size'], row['batch_size']
+            networks.setdefault(key, {})[row['layout']] = row
+    return as_markdown(
+        ('network, pixels, batch', 'images/s', 'NHWC', 'of roofline', 'NHWC'),
+        ([', '.join(key), found['nchw']['images_per_second'], f'{float(found["nhwc"]["ratio"]):.2f}',
+          found['nchw']['of_roofline'], found['nhwc']['of_roofline']] for key, found in networks.items()))
+
+
+def losses(place: str, loss: str, *ways: str, timed: str = '') -> str:
+    """Time of a loss in several ways by that of BCEWithLogits; a star where the commit is not that of most rows."""
+    rows = [row for row in rows_of(f'losses-{place}') if row['loss'] == loss and row.get('timed', '') == timed]
+    commits = [row['commit'] for row in rows]
+    cases: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        trained = '' if row['logits'] == 'N(-3, 2)' else ', trained'
+        star = '' if row['commit'] == max(commits, key=commits.count) else ' *'
+        name = f'{row["batch_size"]} x {row["num_classes"]}{trained}, {row["dtype"]}{star}'
+        cases.setdefault(name, {})[row['contestant']] = row
+    return by_contestant(cases, ways)
+
+
+def head(place: str) -> str:
+    """Time of the head in several ways by that of the loop, in evaluation and training."""
+    forms = [(mode, dtype) for mode in ('eval', 'train') for dtype in ('float32', 'bfloat16')]
+    cases: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in rows_of(f'head-{place}'):
+        name = f'{row["features"].replace("x", " x ")}, {row["num_classes"]} / {row["num_groups"]}'
+        if row['contestant'] != 'loop' and row.get('timed', 'from idle') == 'from idle':
+            cases.setdefault(name + row['contestant'].removeprefix('ours'), {})[row['mode'], row['dtype']] = row
+    return as_markdown(
+        ('features, classes / groups', *(' '.join(form) for form in forms)),
+        ([name, *(f'{ratio(found[form])} ({milliseconds(found[form])} ms)' if form in found else ''
+                  for form in forms)] for name, found in cases.items()))
+
+
+def head_share() -> str:
+    """The head's part of a network's time, in percent."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for place in ('cpu', H100):
+        for row in rows_of(f'head-share-{place}'):
+            if row['contestant'] == 'head':
+                cases.setdefault((row['model'], row['dtype']), []).append(f'{100 * float(row["ratio"]):.2g}')
+    return as_markdown(('network', 'dtype', 'CPU', 'H100, from idle'), ([*key, *cells] for key, cells in cases.items()))
+
+
+def milliseconds(row: Row) -> str:
+    """To two or three digits."""
+    value = float(row['median_ms'])
+    return f'{value:.3g}' if value < 100 else f'{value:.0f}'
+
+
+def by_contestant(cases: dict[str, dict[str, Row]], ways: Iterable[str]) -> str:
+    """A row a case, a column a contestant, ours in bold."""
+    names = [way for way in ways if any(way in found for found in cases.values())]
+    return as_markdown(
+        ('', *names),
+        ([case, *((f'**{ratio(found[way])}**' if way.startswith('ours') else ratio(found[way])) if way in found else ''
+                  for way in names)] for case, found in cases.items()))
+
+
+def ratio(row: Row) -> str:
+    """To two or three digits."""
+    value = float(row['ratio'])
+    return f'{value:.3f}' if value < 0.2 else f'{value:.2f}' if value < 10 else f'{value:.1f}'
+
+
+H100 = 'nvidia-h100-80gb-hbm3'
+ASL = 'timm', 'plain formula', 'ours', 'BCEWithLogits compiled', 'timm compiled', 'ours compiled', 'bytes alone'
+CSL = 'sort formula', 'ours', 'ours compiled', 'bytes alone'
 TABLES: dict[str, Callable[[], str]] = {
-    'claims': claims, 'systems': systems, 'throughput': throughput, 'optimize': optimize}
+    'claims': claims, 'systems': systems, 'throughput': throughput, 'training': training, 'optimize': optimize,
+    'head_cpu': partial(head, 'cpu'), 'head_h100': partial(head, H100), 'head_share': head_share,
+    'asl_cpu': partial(losses, 'cpu', 'asl', *ASL), 'csl_cpu': partial(losses, 'cpu', 'csl', *CSL),
+    'coupled_cpu': partial(losses, 'cpu', 'asl coupled', *ASL),
+    'asl_queued': partial(losses, H100, 'asl', *ASL, timed='queued'),
+    'coupled_queued': partial(losses, H100, 'asl coupled', *ASL, timed='queued'),
+    'csl_queued': partial(losses, H100, 'csl', *CSL, timed='queued'),
+    'asl_from_idle': partial(losses, H100, 'asl', *ASL, timed='from idle'),
+    'csl_from_idle': partial(losses, H100, 'csl', *CSL, timed='from idle')}
 
 
 def updated(text: str) -> str:

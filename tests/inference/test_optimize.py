@@ -4,11 +4,13 @@ import copy
 import pytest
 import timm
 import torch
+from timm.layers import EffectiveSEModule, SEModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import timm_miil  # noqa: F401  registers our networks
 from timm_miil._errors import PredictionError
+from timm_miil._timm import SqueezeExcite
 from timm_miil.inference import Tagger, optimize_for_inference
 
 QUICK = {
@@ -130,6 +132,32 @@ def test_weights_that_are_tied_or_made_at_each_call_keep_their_norms():
         fast = optimize_for_inference(model, example_input=x)
         assert norms(fast) == norms(model)
         torch.testing.assert_close(fast(x), model(x))
+
+
+class Squeezes(nn.Module):
+    """Squeeze-and-excitations of which the first reads the picture, others what is read again, and two nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_picture, self.of_shortcut = SEModule(8), EffectiveSEModule(8)
+        self.conv, self.alone, self.twice, self.last = nn.Conv2d(8, 8, 3), SEModule(8), SEModule(8), SqueezeExcite(8)
+        self.with_maximum = SEModule(8, add_maxpool=True)
+
+    def forward(self, x):
+        x = self.alone(self.conv(self.of_picture(x)))
+        x = x + self.of_shortcut(x)
+        return self.last(self.with_maximum(self.twice(self.twice(x))))
+
+
+@torch.no_grad()
+def test_excitation_is_in_place_where_nothing_else_reads_its_input():
+    model, x = Squeezes().eval().double(), torch.rand(2, 8, 6, 6).double()
+    before, expected = x.clone(), model(x)
+    fast = optimize_for_inference(model, example_input=x)
+    torch.testing.assert_close(fast(x), expected, rtol=0, atol=1e-12)
+    assert torch.equal(x, before)
+    replaced = {name for name, module in model.named_children() if type(module) is not type(fast.get_submodule(name))}
+    assert replaced == {'alone', 'last'}
 
 
 class Tampering(nn.Module):

@@ -1,16 +1,18 @@
 """A copy of a network that computes the same for less: norms folded into layers, channels last, 16-bit weights."""
 import copy
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers import BatchNormAct2d, Conv2dSame, EffectiveSEModule, SEModule
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_miil._checks import check_choice
 from timm_miil._errors import PredictionError
+from timm_miil._timm import SqueezeExcite
 from timm_miil.inference.load import input_like, uncompiled
 
 __all__ = ['optimize_for_inference']
@@ -19,6 +21,8 @@ DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 # Layers whose output is linear in their weight and bias; a subclass may make its weight anew at each call.
 LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, Conv2dSame
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d
+# They multiply their input by what their children, one after the other, make of its mean.
+SQUEEZES = SEModule, EffectiveSEModule, SqueezeExcite
 # Of the largest output, what the order of sums and products may change.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
@@ -41,7 +45,8 @@ def optimize_for_inference(
     - Layers with several branches in training become one, by timm's `reparameterize_model`.
     - A batch norm goes into the convolution or linear layer before it. That no other operation reads that layer's
       output is found by running the network once. Where outputs would differ, the norms stay.
-    - 1x1 convolutions of pooled features, as in squeeze-and-excitation, become linear layers.
+    - 1x1 convolutions of pooled features, as in squeeze-and-excitation, become linear layers, and the excitation scales
+      its features in place where nothing else reads them.
     - Weights are in channels_last, and of `dtype`: faster than autocast, which converts them at each pass. Pictures of
       another floating dtype are converted by `forward`; the output has the network's dtype.
 
@@ -108,6 +113,7 @@ def _folded(plain: nn.Module, example: Tensor) -> nn.Module:
                 fast = reparameterize_model(fast, inplace=True)
             for pair in _find_pairs(fast, example):
                 _fold(fast, pair)
+            _scale_in_place(fast, example)
             if _is_close(fast(example), expected):
                 return fast
         except Exception:  # a network that reads its own norms, or timm's fusing of one that it does not know
@@ -208,6 +214,45 @@ def _after(norm: nn.Module) -> nn.Module:
     """What timm's norm does besides: dropout and activation."""
     kept = [module for module in norm.children() if not isinstance(module, nn.Identity)]
     return nn.Identity() if not kept else kept[0] if len(kept) == 1 else nn.Sequential(*kept)
+
+
+class _InPlaceScale(nn.Module):
+    """Squeeze-and-excitation that needs no second map."""
+
+    def __init__(self, squeeze: nn.Module) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(*squeeze.children())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(self.gate(x.mean((2, 3), keepdim=True)))
+
+
+def _scale_in_place(model: nn.Module, example: Tensor) -> None:
+    """Replace squeeze-and-excitations whose input is read by nothing else, in place."""
+    uses = _Uses()
+    inside: dict[str, tuple[int, int]] = {}     # module -> its input, and how often itself reads it
+    handles = []
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        uses.watch(inputs[0])
+
+    def after(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        is_own = inputs[0].untyped_storage().data_ptr() != example.untyped_storage().data_ptr()
+        inside[name] = id(inputs[0]), uses.counts[id(inputs[0])] if is_own and name not in inside else -1
+
+    for name, module in model.named_modules():
+        if type(module) in SQUEEZES and not getattr(module, 'add_maxpool', False) and not module._forward_hooks:
+            handles += [
+                module.register_forward_pre_hook(before), module.register_forward_hook(partial(after, name))]
+    try:
+        with uses:
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, (tensor, reads) in inside.items():
+        if uses.counts[tensor] == reads:
+            model.set_submodule(name, _InPlaceScale(model.get_submodule(name)))
 
 
 class _PointConv2d(nn.Conv2d):
