@@ -4,7 +4,7 @@ import copy
 import pytest
 import timm
 import torch
-from timm.layers import EffectiveSEModule, SEModule
+from timm.layers import EffectiveSEModule, LayerScale, SEModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -61,6 +61,17 @@ def test_every_family_says_the_same(name, left):
     assert norms(fast) == left
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in fast.parameters())
+
+
+@torch.no_grad()
+def test_layer_scale_goes_into_the_layer_before_it():
+    model = unsettled('test_vit', init_values=0.1)
+    scales = [module for module in model.modules() if isinstance(module, LayerScale)]
+    for scale in scales:
+        scale.gamma.uniform_(0.1, 2)
+    fast, x = optimize_for_inference(model), pictures(model)
+    torch.testing.assert_close(fast(x), model(x), rtol=0, atol=1e-12)
+    assert scales and not any(isinstance(module, LayerScale) for module in fast.modules())
 
 
 @torch.no_grad()

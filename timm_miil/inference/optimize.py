@@ -1,11 +1,11 @@
 """A copy of a network that computes the same for less: norms folded into layers, channels last, 16-bit weights."""
 import copy
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import BatchNormAct2d, Conv2dSame, EffectiveSEModule, SEModule
+from timm.layers import BatchNormAct2d, Conv2dSame, EffectiveSEModule, LayerScale, LayerScale2d, SEModule
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +21,7 @@ DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 # Layers whose output is linear in their weight and bias; a subclass may make its weight anew at each call.
 LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, Conv2dSame
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d
+SCALES = LayerScale, LayerScale2d
 # They multiply their input by what their children, one after the other, make of its mean.
 SQUEEZES = SEModule, EffectiveSEModule, SqueezeExcite
 # Of the largest output, what the order of sums and products may change.
@@ -43,8 +44,8 @@ def optimize_for_inference(
     """A copy of a network for inference only, with the same outputs but for rounding.
 
     - Layers with several branches in training become one, by timm's `reparameterize_model`.
-    - A batch norm goes into the convolution or linear layer before it. That no other operation reads that layer's
-      output is found by running the network once. Where outputs would differ, the norms stay.
+    - A batch norm or layer scale goes into the convolution or linear layer before it. That no other operation reads
+      that layer's output is found by running the network once. Where outputs would differ, they stay.
     - 1x1 convolutions of pooled features, as in squeeze-and-excitation, become linear layers, and the excitation scales
       its features in place where nothing else reads them.
     - Weights are in channels_last, and of `dtype`: faster than autocast, which converts them at each pass. Pictures of
@@ -171,7 +172,7 @@ def _find_pairs(model: nn.Module, example: Tensor) -> list[_Pair]:
     for module in names:
         if type(module) in LAYERS and _has_own_weights(module):
             handles.append(module.register_forward_hook(after_layer))
-        elif type(module) in NORMS and module.track_running_stats and not module.training:
+        elif type(module) in SCALES or type(module) in NORMS and module.track_running_stats and not module.training:
             handles.append(module.register_forward_pre_hook(before_norm))
     try:
         with uses:
@@ -193,21 +194,25 @@ def _has_own_weights(layer: nn.Module) -> bool:
 
 
 def _fold(model: nn.Module, pair: _Pair) -> None:
-    """Put a norm's affine map into the layer before it, in place; in float64."""
-    layer = cast(nn.Conv2d, model.get_submodule(pair.layer))
-    norm = cast(nn.BatchNorm2d, model.get_submodule(pair.norm))
-    mean, variance, weight = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var), layer.weight
-    scale = (variance.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
-    bias = (bias - mean.double()) * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    folded = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
-    layer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
-    layer.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
+    """Put an affine map into the layer before it, in place; in float64."""
+    layer, norm = cast(nn.Conv2d, model.get_submodule(pair.layer)), model.get_submodule(pair.norm)
+    scale, shift = _affine(norm)
+    weight, bias = layer.weight.double(), 0 if layer.bias is None else layer.bias.double()
+    folded = weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias * scale + shift
+    dtype = layer.weight.dtype
+    layer.weight, layer.bias = (nn.Parameter(value.to(dtype), requires_grad=False) for value in folded)
     model.set_submodule(pair.norm, _after(norm))
+
+
+def _affine(module: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift of each channel, in float64."""
+    if type(module) in SCALES:
+        return module.gamma.double(), torch.zeros_like(module.gamma, dtype=torch.float64)
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.double()
+    shift = -module.running_mean.double() * scale
+    return scale, shift if module.bias is None else shift + module.bias.double()
 
 
 def _after(norm: nn.Module) -> nn.Module:
