@@ -4,6 +4,7 @@
     save('losses', rows)
 """
 import csv
+import functools
 from pathlib import Path
 
 from timm_miil.bench import environment
@@ -15,7 +16,7 @@ RESULTS = Path(__file__).resolve().parent / 'results'
 
 def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS, *, quiet: bool = False) -> Path:
     """Write `results/<question>.csv`, each row with the environment, and print what was measured unless `quiet`."""
-    stamp = environment(RESULTS.parent.parent)
+    stamp = _stamp()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     path = folder / f'{question}.csv'
     with path.open('w', newline='', encoding='utf-8') as file:
@@ -25,3 +26,9 @@ def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS, *
     for row in () if quiet else rows:
         print(*(f'{column}={value}' for column, value in row.items()))
     return path
+
+
+@functools.cache
+def _stamp() -> dict[str, object]:
+    """As the checkout was at the first call: what is saved later changes it."""
+    return environment(RESULTS.parent.parent)

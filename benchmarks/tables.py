@@ -78,15 +78,20 @@ def optimize() -> str:
     """Time of optimized networks by that of timm's, eager and compiled."""
     ways = 'timm compiled', 'ours', 'ours compiled'
     cases: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in rows_of('optimize-cpu'):
-        key = tuple(row[column] for column in ('model', 'image_size', 'batch_size', 'precision'))
+    for row in rows_of('optimize-cpu') + rows_of('optimize-cpu-xeon'):
+        key = tuple(row[column] for column in ('model', 'image_size', 'batch_size', 'precision', 'cpu'))
         cases.setdefault(key, {})[row['contestant']] = row
     return as_markdown(
-        ('network, pixels, batch', 'precision', "timm's eager, ms", *ways),
-        ([', '.join(case[:3]), case[3], found['timm']['median_ms'], *(
+        ('network, pixels, batch', 'precision', 'processor', "timm's eager, ms", *ways),
+        ([', '.join(case[:3]), case[3], short(case[4]), found['timm']['median_ms'], *(
             f'{float(found[way]["ratio"]):.2f} ({float(found[way]["ratio_q1"]):.2f} to '
             f'{float(found[way]["ratio_q3"]):.2f})' if way in found else '' for way in ways)]
-         for case, found in cases.items()))
+         for case, found in sorted(cases.items(), key=lambda item: item[0][0])))
+
+
+def short(processor: str) -> str:
+    """The name of a processor without what all have."""
+    return re.sub(r'\(R\)| Processor.*| CPU.*', '', processor)
 
 
 def training() -> str:
