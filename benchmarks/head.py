@@ -57,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.models:
         rows = [row for model in MODELS for dtype in DTYPES for row in share(*model, dtype, device)]
-        save(f'head-share-{place(device)}', rows)
+        save(f'head-share-{place(device)}', rows, device=device)
         return
     rows = []
     for size in SIZES:
@@ -67,7 +67,7 @@ def main() -> None:
             check(size, dtype, device)
             for mode in ('eval', 'train'):
                 rows += measure(heads, size, dtype, mode, device)
-                save(f'head-{place(device)}', rows, quiet=True)  # so far
+                save(f'head-{place(device)}', rows, device=device, quiet=True)  # so far
 
 
 def build(size: Size, device: torch.device, drop_rate: float = 0.1) -> dict[str, nn.Module]:

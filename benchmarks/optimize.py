@@ -12,7 +12,7 @@ from run import save
 from torch import Tensor, nn
 
 import timm_miil  # noqa: F401  registers our networks
-from timm_miil.bench import clock_of, compare, place
+from timm_miil.bench import clock_of, compare, float32_products, place
 from timm_miil.inference import optimize_for_inference
 
 MODELS = 'tresnet_l', 'resnet50', 'mobilenetv3_large_100', 'vit_base_patch16_224', 'mldecoder_tresnet_l'
@@ -48,7 +48,7 @@ def main() -> None:
                 found = ways[str(row['contestant'])][1]().float()
                 rows.append(row | {'distance': f'{float((found - exact).norm() / exact.norm()):.2g}'})
             torch.compiler.reset()
-            save(f'optimize-{place(args.device)}', rows, quiet=True)  # what there is so far
+            save(f'optimize-{place(args.device)}', rows, device=args.device, quiet=True)  # what there is so far
             for row in timed:
                 print(name, precision, row['contestant'], row['ratio'], flush=True)
 
@@ -71,7 +71,7 @@ def contestants(model: nn.Module, x: Tensor, precision: str, *, compiled: bool) 
 
     def runner(network: nn.Module, pictures: Tensor, cast: Callable[[], contextlib.AbstractContextManager[object]]):
         def run() -> Tensor:
-            with torch.inference_mode(), cast():
+            with torch.inference_mode(), float32_products(x.device, 'fp32'), cast():
                 return network(pictures)
         return run
 

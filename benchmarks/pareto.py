@@ -46,7 +46,7 @@ def main() -> None:
     rows = measure_group(
         cases, args.device, ceilings=measure_ceilings(args.device, precisions=(precision,)),
         optimize=optimize_for_inference, seconds=args.seconds)
-    stamp = environment()
+    stamp = environment(args.device)
     write_table(RESULTS / f'pareto-{place(args.device)}.csv', [row | stamp for row in rows])
     for row in rows:
         print(row['model'], row['status'], row['images_per_second'], row['of_roofline'], row['note'])

@@ -43,7 +43,7 @@ def main() -> None:
             logits = torch.randn(batch_size, hierarchy.num_classes, generator=generator).to(dtype)
             targets = torch.randint(hierarchy.num_classes, (batch_size,), generator=generator)
             rows += measure(hierarchy, class_tree, logits.to(device), targets.to(device), compiles=not options.eager)
-            save(f'semantic-softmax-{place(device)}', rows, quiet=True)  # so far
+            save(f'semantic-softmax-{place(device)}', rows, device=device, quiet=True)  # so far
 
 
 def measure(

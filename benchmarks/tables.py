@@ -64,14 +64,14 @@ def throughput() -> str:
     forms = ('plain', 'nhwc'), ('optimized', 'nchw'), ('optimized', 'nhwc')
     networks: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
     for row in rows_of('throughput-cpu'):
-        if row['phase'] == 'inference' and row['status'] == 'ok':
+        if row['phase'] == 'inference' and is_usual(row, '1'):
             networks.setdefault((row['model'], row['image_size']), {})[row['variant'], row['layout']] = row
     return as_markdown(
         ('network', 'images/s', 'NHWC', 'optimized', 'optimized, NHWC', 'of roofline: plain', 'optimized, NHWC'),
         ([f'{model} at {size}', found['plain', 'nchw']['images_per_second'],
           *(f'{float(found[form]["ratio"]):.2f}' for form in forms),
           found['plain', 'nchw']['of_roofline'], found['optimized', 'nhwc']['of_roofline']]
-         for (model, size), found in networks.items()))
+         for (model, size), found in networks.items() if {('plain', 'nchw'), *forms} <= found.keys()))
 
 
 def optimize() -> str:
@@ -98,13 +98,19 @@ def training() -> str:
     """Images a second in training on a CPU, and the time in NHWC by that in NCHW."""
     networks: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in rows_of('throughput-cpu'):
-        if row['phase'] == 'training' and row['status'] == 'ok':
+        if row['phase'] == 'training' and is_usual(row, '4'):
             key = row['model'], row['image_size'], row['batch_size']
             networks.setdefault(key, {})[row['layout']] = row
     return as_markdown(
         ('network, pixels, batch', 'images/s', 'NHWC', 'of roofline', 'NHWC'),
         ([', '.join(key), found['nchw']['images_per_second'], f'{float(found["nhwc"]["ratio"]):.2f}',
-          found['nchw']['of_roofline'], found['nhwc']['of_roofline']] for key, found in networks.items()))
+          found['nchw']['of_roofline'], found['nhwc']['of_roofline']]
+         for key, found in networks.items() if {'nchw', 'nhwc'} <= found.keys()))
+
+
+def is_usual(row: Row, batch_size: str) -> bool:
+    """Whether a row of throughput is of a form that its table has."""
+    return (row['status'], row['precision'], row['mode'], row['batch_size']) == ('ok', 'fp32', 'eager', batch_size)
 
 
 def losses(place: str, loss: str, *ways: str, timed: str = '') -> str:

@@ -4,17 +4,18 @@ Forms of one network at one size take turns; ratios are to the first, the networ
 batch of one is timed from an idle device (latency), larger ones as queued work. On a CPU times are of the processor,
 with one thread.
 
-    python benchmarks/throughput.py --quick              # a CPU, minutes
+    python benchmarks/throughput.py                      # a CPU, minutes; --quick for a look that is not kept
     python benchmarks/throughput.py --device cuda        # a card, less than ten minutes
     python benchmarks/throughput.py --device cuda --full # hours; started again, it goes on
 """
 import argparse
+from pathlib import Path
 
 import torch
-from run import RESULTS, save
+from run import RESULTS
 
 import timm_miil  # noqa: F401  registers our networks
-from timm_miil.bench import Case, Journal, measure_ceilings, measure_groups, place, plan_groups, write_table
+from timm_miil.bench import Case, Journal, measure_groups, place, plan_groups, write_table
 from timm_miil.inference import optimize_for_inference
 
 MODELS = (
@@ -28,30 +29,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu', help="'cpu' or 'cuda'")
     parser.add_argument('--full', action='store_true', help='all precisions and modes, without a limit of time')
-    parser.add_argument('--quick', action='store_true', help='a few networks')
+    parser.add_argument('--quick', action='store_true', help='a few networks, printed')
+    parser.add_argument('--output', type=Path, help='default: the file of results of the device')
     parser.add_argument('--minutes', type=float, default=9, help='begin no group after these')
     parser.add_argument('--seconds', type=float, default=2, help='of the rounds of a group')
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
-    precisions = 'fp32', 'bf16', *(('tf32',) if device.type == 'cuda' else ())
-    ceilings = measure_ceilings(device, precisions=precisions)
-    save(f'ceilings-{place(device)}', [
-        {'what': 'copy', 'unit': 'GB/s', 'value': float(f'{ceilings.copy_gb_s:.4g}')},
-        *({'what': f'matrix product, {precision}', 'unit': 'TFLOP/s', 'value': float(f'{rate:.4g}')}
-          for precision, rate in ceilings.tflops.items())])
-    path = RESULTS / f'throughput-{place(device)}.csv'
-    journal = Journal(f'{path}.jsonl')
+    path = options.output or (None if options.quick else RESULTS / f'throughput-{place(device)}.csv')
+    journal = Journal(f'{path}.jsonl') if path else None
     result = measure_groups(
         plan(options, device.type == 'cuda'), device, journal=journal, optimize=optimize_for_inference,
-        minutes=None if options.full else options.minutes, seconds=options.seconds, ceilings=ceilings,
+        minutes=None if options.full else options.minutes, seconds=options.seconds,
         on_row=lambda row: print(*(row[name] for name in (
             'model', 'phase', 'variant', 'precision', 'layout', 'mode', 'image_size', 'batch_size', 'status',
             'images_per_second', 'ratio', 'of_roofline', 'note')), flush=True))
-    write_table(path, result.rows)
     if result.left_out:
         print(f'no time was left for {len(result.left_out)} cases; started again, it goes on')
-    else:
+    elif path and journal:
+        write_table(path, result.rows)
         journal.path.unlink(missing_ok=True)
 
 

@@ -113,7 +113,7 @@ def steps(folder: Path, device: torch.device) -> list[dict[str, object]]:
         rows += compare(
             contestants(recipe, splits, device), repeats=repeats, clock=itself, case=case, batch_size=recipe.batch_size,
             kilobytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, device=device.type)
-        save(f'training-steps-{place(device)}', rows, quiet=True)  # so far
+        save(f'training-steps-{place(device)}', rows, device=device, quiet=True)  # so far
     return rows
 
 
@@ -172,7 +172,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for question in ns.only or QUESTIONS:
             where = ns.device if question == 'steps' else torch.device('cpu')
-            save(f'training-{question}-{place(where)}', QUESTIONS[question](Path(name), ns.device))
+            save(
+                f'training-{question}-{place(where)}', QUESTIONS[question](Path(name), ns.device), device=where)
 
 
 if __name__ == '__main__':

@@ -171,6 +171,66 @@ def test_excitation_is_in_place_where_nothing_else_reads_its_input():
     assert replaced == {'alone', 'last'}
 
 
+class TwoReaders(nn.Module):
+    """Two squeeze-and-excitations of one map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.first, self.last = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), SEModule(8), SEModule(8)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        return {'sum': [self.first(x) + self.last(x)], 'words': 'as they are'}
+
+
+@torch.no_grad()
+def test_the_last_reader_of_a_map_may_change_it_and_outputs_may_be_in_containers():
+    model, x = TwoReaders().eval().double(), torch.rand(2, 3, 6, 6).double()
+    fast = optimize_for_inference(model, example_input=x)
+    torch.testing.assert_close(fast(x)['sum'][0], model(x)['sum'][0], rtol=0, atol=1e-12)
+    assert fast(x)['words'] == 'as they are' and norms(fast) == 0
+    assert type(fast.first) is SEModule and type(fast.last) is not SEModule
+
+
+@torch.no_grad()
+def test_one_norm_that_must_stay_does_not_keep_the_others():
+    model = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))), Tampering())
+    model[3].register_forward_hook(lambda module, inputs, output: output + 1)
+    model, x = model.eval(), torch.rand(1, 3, 4, 4)
+    fast = optimize_for_inference(model, example_input=x)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-6)
+    assert [name for name, module in fast.named_modules() if isinstance(module, _BatchNorm)] == ['3', '10.norm']
+
+
+@torch.no_grad()
+def test_what_else_a_network_returns_is_the_same():
+    model = unsettled('ghostnet_100', features_only=True)
+    fast, x = optimize_for_inference(model, example_input=torch.rand(1, 3, 64, 64).double()), torch.rand(1, 3, 64, 64)
+    for found, expected in zip(fast(x), model(x.double()), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+    assert 0 < norms(fast) < 3
+
+
+def test_what_is_allowed_to_be_rounded_is_as_it_was():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    seen = []
+
+    class Looking(nn.Conv2d):
+        def forward(self, x):
+            seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+            return super().forward(x)
+
+    optimize_for_inference(Looking(3, 3, 1), example_input=torch.rand(1, 3, 4, 4))
+    assert set(seen) == {(False, False)} and before[1]
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+@torch.no_grad()
+def test_the_size_that_a_network_was_made_for_is_the_one_that_is_tried():
+    model = timm.create_model('test_vit', img_size=64).eval()
+    assert optimize_for_inference(model)(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+
+
 class Tampering(nn.Module):
     """Reads its norm, so that it cannot be taken away."""
 
