@@ -268,9 +268,10 @@ def main() -> None:
     name = f'distillation-{place(options.device)}'
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(case, contestants(case, Path(folder)))
-    save(name, rows, quiet=True)  # so far
+    save(name, rows, device=options.device, quiet=True)  # so far
     if case is GPU and not options.eager:
-        save(name, rows + measure(case, compiling(case)), quiet=True)
+        save(
+            name, rows + measure(case, compiling(case)), device=options.device, quiet=True)
 
 
 if __name__ == '__main__':
