@@ -96,7 +96,7 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node kept would never be freed
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         output = model(x)  # alive, and with it all that is kept

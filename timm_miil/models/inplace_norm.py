@@ -43,8 +43,8 @@ class InplaceNormAct2d(BatchNormAct2d):
 
     Args:
         num_features: Channels C.
-        act_layer: Of a leaky ReLU; with `apply_act=False` there is none.
-        **kwargs: As of `BatchNormAct2d`.
+        act_layer: Makes a leaky ReLU.
+        **kwargs: As of `BatchNormAct2d`, such as `apply_act=False` for no activation.
 
     Raises:
         ValueError: If the activation is neither none nor a leaky ReLU of a slope above 0, or there is dropout, or the
@@ -85,8 +85,8 @@ class InplaceNormAct2d(BatchNormAct2d):
 def convert_to_inplace_norm(model: nn.Module) -> int:
     """Make the norms of a network keep their outputs, in place; what it computes stays the same.
 
-    Converted are timm's `BatchNormAct2d` without an activation or with a leaky ReLU, such as TResNet's, whose kept
-    feature maps shrink to 0.75 ([measured](benchmarks/README.md)). Parameters, buffers, hooks and keys stay.
+    Converted are timm's `BatchNormAct2d` with a leaky ReLU or without an activation, such as all of TResNet's; see
+    `InplaceNormAct2d` for what is saved. Parameters, buffers, hooks and keys stay.
 
     Args:
         model: Network whose parts are converted.
@@ -122,11 +122,11 @@ def _slope(norm: BatchNormAct2d) -> float:
 
 
 class _NormAct(torch.autograd.Function):
-    """y = leaky(z), z = weight * normalized(x) + bias.
+    """y = leaky(z) of z = weight * normalized(x) + bias.
 
-    For the kernel of the gradient, z may stand for x: a feature map of mean `bias` and deviation |weight|, which
-    normalized(x) comes out of but for the sign. The two factors of its answer that are not those of x are put right by
-    another weight.
+    The gradient is that of torch's kernel, which is given z in the place of x, as a map of mean `bias` and deviation
+    |weight|. What it makes of that is normalized(x) but for the weight's sign, which its gradient gets afterwards; the
+    weight that the kernel is told puts the factor of the input's gradient right.
     """
 
     @staticmethod
