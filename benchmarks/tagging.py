@@ -130,7 +130,7 @@ def ways(tagger: Tagger, pictures: Pictures, workers: Sequence[int]) -> dict[str
 def alone(tagger: Tagger, pictures: Pictures, batches: Sequence[Tensor]) -> Spent:
     def run() -> None:
         with torch.inference_mode():
-            for batch in itertools.islice(itertools.cycle(batches), pictures.count // pictures.batch_size):
+            for batch in itertools.islice(itertools.cycle(batches), -(-pictures.count // pictures.batch_size)):
                 scores = tagger.model(batch)
             scores.cpu()  # its end
     return spent(run)
@@ -158,7 +158,9 @@ def keep_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
 
 
-def measure(contestants: dict[str, Way], repeats: int, pictures: Pictures, **case: object) -> list[dict[str, object]]:
+def measure(
+        contestants: dict[str, Way], repeats: int, pictures: Pictures, *, warmup: int, **case: object,
+) -> list[dict[str, object]]:
     """Contestants take turns; all milliseconds but those of the start are of one picture."""
     took: dict[str, list[Spent]] = {name: [] for name in contestants}
 
@@ -167,8 +169,9 @@ def measure(contestants: dict[str, Way], repeats: int, pictures: Pictures, **cas
         return took[name][-1].wall / pictures.count
 
     rows = compare(
-        {name: functools.partial(turn, name) for name in contestants}, repeats=repeats, warmup=0, clock=itself,
+        {name: functools.partial(turn, name) for name in contestants}, repeats=repeats, warmup=warmup, clock=itself,
         pictures=pictures.count, batch_size=pictures.batch_size, **case)
+    took = {name: each[warmup:] for name, each in took.items()}
     unit = took[next(iter(contestants))]
     for row in rows:
         name = str(row['contestant'])
@@ -197,6 +200,7 @@ def main() -> None:
     if is_cpu:
         torch.set_num_threads(1)
         keep_memory()
+    warmup = 0 if is_cpu else 1  # a device sets up, which takes seconds
     rows: list[dict[str, object]] = []
     for number, (name, count) in enumerate((CPU_PICTURES if is_cpu else CUDA_PICTURES).items()):
         torch.manual_seed(0)
@@ -210,14 +214,14 @@ def main() -> None:
             if number == 0:  # it does not depend on the network
                 rows += measure(
                     {'read and preprocess': Way(functools.partial(read, tagger, pictures)),
-                     **ways(nothing, pictures, ns.workers)}, ns.repeats, pictures, network='none')
+                     **ways(nothing, pictures, ns.workers)}, ns.repeats, pictures, warmup=warmup, network='none')
                 save(f'tagging-{place(ns.device)}', rows, quiet=True)  # so far
             shape = READY, pictures.batch_size, *tagger.model.pretrained_cfg['input_size']
             ready = torch.rand(shape, device=ns.device, dtype=dtype)
             batches = [batch.contiguous(memory_format=torch.channels_last) for batch in ready]
             rows += measure(
                 {'network alone': Way(functools.partial(alone, tagger, pictures, batches)),
-                 **ways(tagger, pictures, ns.workers)}, ns.repeats, pictures, network=name)
+                 **ways(tagger, pictures, ns.workers)}, ns.repeats, pictures, warmup=warmup, network=name)
             save(f'tagging-{place(ns.device)}', rows, quiet=True)
     for row in rows:
         print(row['network'], row['contestant'], row['images_per_second'], row['ratio'], row['processor_ms'], sep=', ')
