@@ -94,6 +94,15 @@ def short(processor: str) -> str:
     return re.sub(r'\(R\)| Processor.*| CPU.*', '', processor)
 
 
+def tagging() -> str:
+    """Rates of tagging, by that of the first row of its network, and what a picture takes of a core."""
+    return as_markdown(
+        ('network', '', 'images/s', 'of the first', 'a core, ms', 'a core, images/s'),
+        ([row['network'], row['contestant'].replace('1 workers', '1 worker'), row['images_per_second'],
+          f'{1 / float(row["ratio"]):.0%} ({1 / float(row["ratio_q3"]):.0%} to {1 / float(row["ratio_q1"]):.0%})',
+          f'{float(row["processor_ms"]):.1f}', row['images_per_second_and_core']] for row in rows_of('tagging-cpu')))
+
+
 def training() -> str:
     """Images a second in training on a CPU, and the time in NHWC by that in NCHW."""
     networks: dict[tuple[str, str, str], dict[str, Row]] = {}
@@ -176,7 +185,7 @@ ASL = 'timm', 'plain formula', 'ours', 'BCEWithLogits compiled', 'timm compiled'
 CSL = 'sort formula', 'ours', 'ours compiled', 'bytes alone'
 TABLES: dict[str, Callable[[], str]] = {
     'claims': claims, 'systems': systems, 'throughput': throughput, 'training': training, 'optimize': optimize,
-    'head_cpu': partial(head, 'cpu'), 'head_h100': partial(head, H100), 'head_share': head_share,
+    'tagging': tagging, 'head_cpu': partial(head, 'cpu'), 'head_h100': partial(head, H100), 'head_share': head_share,
     'asl_cpu': partial(losses, 'cpu', 'asl', *ASL), 'csl_cpu': partial(losses, 'cpu', 'csl', *CSL),
     'coupled_cpu': partial(losses, 'cpu', 'asl coupled', *ASL),
     'asl_queued': partial(losses, H100, 'asl', *ASL, timed='queued'),

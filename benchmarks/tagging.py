@@ -9,9 +9,9 @@ layout and dtype. Reading: what it takes to read and to preprocess the pictures 
 tagging does, for a network that does nothing. A start with nothing left to do is taken off each run, so that what stays
 grows with the pictures: `start_ms` says how long it is.
 
-Two clocks: the wall's, and the processor's of this process and its workers, which says what a picture takes of one core
-wherever that is. On a CPU the network has one thread, so that one worker has a core as well, and memory that is freed
-stays with the process.
+Two clocks: the wall's, and the processor's, of this process and of its workers apart. Where all of them have a core,
+pictures come at the rate of the slower of both; the wall says so only of a machine with nothing beside. On a CPU the
+network has one thread, so that one worker has a core as well, and memory that is freed stays with the process.
 """
 import argparse
 import ctypes
@@ -55,9 +55,10 @@ class Pictures:
 
 
 class Spent(NamedTuple):
-    """Seconds."""
+    """Seconds on the wall, and of a processor in this process and in those that it started and that have ended."""
     wall: float
-    processor: float
+    own: float
+    workers: float
     start: float = 0.0
 
 
@@ -99,13 +100,14 @@ def make_pictures(folder: Path, count: int, batch_size: int) -> Pictures:
 
 
 def spent(run: Callable[[], object]) -> Spent:
-    """What a run takes of the wall's clock, and of processors in this process and in those that it starts and ends."""
-    def processor() -> float:
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(each.ru_utime + each.ru_stime for each in used)
-    wall, cpu = time.perf_counter(), processor()
+    before = seconds()
     run()
-    return Spent(time.perf_counter() - wall, processor() - cpu)
+    return Spent(*(after - each for after, each in zip(seconds(), before)))
+
+
+def seconds() -> tuple[float, float, float]:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), *(each.ru_utime + each.ru_stime for each in used)
 
 
 def tagging(tagger: Tagger, pictures: Pictures, source: str, format: str, workers: int) -> Spent:
@@ -116,7 +118,7 @@ def tagging(tagger: Tagger, pictures: Pictures, source: str, format: str, worker
             tagger, [pictures.folder / source], out, format=format, batch_size=pictures.batch_size, num_workers=workers)
         assert summary is not None and (summary.tagged, summary.errors) == (pictures.count, 0), summary
     whole, start = spent(run), spent(run)
-    return Spent(whole.wall - start.wall, whole.processor - start.processor, start.wall)
+    return Spent(*(one - other for one, other in zip(whole[:3], start)), start=start.wall)
 
 
 def ways(tagger: Tagger, pictures: Pictures, workers: Sequence[int]) -> dict[str, Way]:
@@ -175,13 +177,14 @@ def measure(
     unit = took[next(iter(contestants))]
     for row in rows:
         name = str(row['contestant'])
-        each = quartiles([1e3 * one.processor / pictures.count for one in took[name]])
-        of_unit = quartiles([one.processor / other.processor for one, other in zip(took[name], unit)])
+        own, workers = (
+            quartiles([1e3 * value / pictures.count for value in values])
+            for values in ([one.own for one in took[name]], [one.workers for one in took[name]]))
+        of_unit = quartiles([one.own / other.own for one, other in zip(took[name], unit)])
         row |= {
             'workers': contestants[name].workers, 'images_per_second': rate(float(str(row['median_ms']))),
-            'processor_ms': each[1], 'processor_ratio': of_unit[1], 'processor_ratio_q1': of_unit[0],
-            'processor_ratio_q3': of_unit[2], 'images_per_second_and_core': rate(each[1]),
-            'start_ms': quartiles([1e3 * one.start for one in took[name]])[1]}
+            'own_ms': own[1], 'workers_ms': workers[1], 'own_ratio': of_unit[1], 'own_ratio_q1': of_unit[0],
+            'own_ratio_q3': of_unit[2], 'start_ms': quartiles([1e3 * one.start for one in took[name]])[1]}
     return rows
 
 
@@ -192,9 +195,9 @@ def rate(milliseconds: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
-    parser.add_argument('--workers', type=int, nargs='+', default=(0, 1))
+    parser.add_argument('--workers', type=int, nargs='+', default=[1])
     parser.add_argument('--batch-size', type=int, help='default: 8 on a CPU, else 128')
-    parser.add_argument('--repeats', type=int, default=4)
+    parser.add_argument('--repeats', type=int, default=5)
     ns = parser.parse_args()
     is_cpu = ns.device.type == 'cpu'
     if is_cpu:
@@ -224,7 +227,7 @@ def main() -> None:
                  **ways(tagger, pictures, ns.workers)}, ns.repeats, pictures, warmup=warmup, network=name)
             save(f'tagging-{place(ns.device)}', rows, quiet=True)
     for row in rows:
-        print(row['network'], row['contestant'], row['images_per_second'], row['ratio'], row['processor_ms'], sep=', ')
+        print(row['network'], row['contestant'], row['images_per_second'], row['own_ms'], row['workers_ms'], sep=', ')
 
 
 if __name__ == '__main__':
