@@ -95,12 +95,16 @@ def short(processor: str) -> str:
 
 
 def tagging() -> str:
-    """Rates of tagging, by that of the first row of its network, and what a picture takes of a core."""
+    """Processor time of tagging, of the network's process by that of the first row, and rates."""
     return as_markdown(
-        ('network', '', 'images/s', 'of the first', 'a core, ms', 'a core, images/s'),
-        ([row['network'], row['contestant'].replace('1 workers', '1 worker'), row['images_per_second'],
-          f'{1 / float(row["ratio"]):.0%} ({1 / float(row["ratio_q3"]):.0%} to {1 / float(row["ratio_q1"]):.0%})',
-          f'{float(row["processor_ms"]):.1f}', row['images_per_second_and_core']] for row in rows_of('tagging-cpu')))
+        ('network', '', 'its process', 'network alone / that', 'workers', 'images/s, a core each', 'on the wall'),
+        ([row['network'], row['contestant'].replace('1 workers', '1 worker'), f'{float(row["own_ms"]):.3g} ms',
+          '' if row['network'] == 'none' else
+          f'{1 / float(row["own_ratio"]):.0%} ({1 / float(row["own_ratio_q3"]):.0%} to '
+          f'{1 / float(row["own_ratio_q1"]):.0%})',
+          f'{float(row["workers_ms"]):.3g} ms' if int(row['workers']) else '',
+          f'{1e3 / max(float(row["own_ms"]), float(row["workers_ms"]) / max(int(row["workers"]), 1)):.3g}',
+          row['images_per_second']] for row in rows_of('tagging-cpu')))
 
 
 def training() -> str:

@@ -152,7 +152,7 @@ def keep_memory() -> None:
     """What is freed stays with the process, where the C library is glibc.
 
     Else it is given back to the system after each batch or not, as the heap happens to lie, and the network's own page
-    faults, a quarter of the time of a small one, pass for costs of one contestant or the other.
+    faults pass for costs of one contestant or the other.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, 'mallopt'):
