@@ -7,6 +7,8 @@ import csv
 import functools
 from pathlib import Path
 
+import torch
+
 from timm_miil.bench import environment
 
 __all__ = ['RESULTS', 'save']
@@ -14,9 +16,11 @@ __all__ = ['RESULTS', 'save']
 RESULTS = Path(__file__).resolve().parent / 'results'
 
 
-def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS, *, quiet: bool = False) -> Path:
+def save(
+        question: str, rows: list[dict[str, object]], folder: Path = RESULTS, *,
+        device: torch.device = torch.device('cpu'), quiet: bool = False) -> Path:
     """Write `results/<question>.csv`, each row with the environment, and print what was measured unless `quiet`."""
-    stamp = _stamp()
+    stamp = _stamp(device)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     path = folder / f'{question}.csv'
     with path.open('w', newline='', encoding='utf-8') as file:
@@ -29,6 +33,6 @@ def save(question: str, rows: list[dict[str, object]], folder: Path = RESULTS, *
 
 
 @functools.cache
-def _stamp() -> dict[str, object]:
+def _stamp(device: torch.device) -> dict[str, object]:
     """As the checkout was at the first call: what is saved later changes it."""
-    return environment(RESULTS.parent.parent)
+    return environment(device, RESULTS.parent.parent)

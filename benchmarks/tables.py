@@ -89,6 +89,24 @@ def optimize() -> str:
          for case, found in sorted(cases.items(), key=lambda item: item[0][0])))
 
 
+def training_memory() -> str:
+    """Bytes that a training step keeps, its time and its gradients, by those of the plain network."""
+    cases: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows_of('training-memory-cpu'):
+        key = tuple(row[column] for column in ('model', 'precision', 'layout'))
+        cases.setdefault(key, {})[row['contestant']] = row
+    return as_markdown(
+        ('network', 'precision', 'layout', 'plain, MiB an image', 'in place', 'as made', 'checkpoints',
+         'time in place', 'time of checkpoints', 'distance of gradients: plain', 'in place'),
+        ([*case, found['plain']['kept_mib'],
+          *(f'{float(found["in place"][column]):.3f}' for column in ('kept_ratio', 'kept_ratio_fresh')),
+          f'{float(found["checkpoints"]["kept_ratio"]):.3f}',
+          *(f'{float(found[way]["ratio"]):.2f} ({float(found[way]["ratio_q1"]):.2f} to '
+            f'{float(found[way]["ratio_q3"]):.2f})' for way in ('in place', 'checkpoints')),
+          *(found[way]['gradient_distance'] for way in ('plain', 'in place'))]
+         for case, found in cases.items()))
+
+
 def short(processor: str) -> str:
     """The name of a processor without what all have."""
     return re.sub(r'\(R\)| Processor.*| CPU.*', '', processor)
@@ -189,7 +207,8 @@ ASL = 'timm', 'plain formula', 'ours', 'BCEWithLogits compiled', 'timm compiled'
 CSL = 'sort formula', 'ours', 'ours compiled', 'bytes alone'
 TABLES: dict[str, Callable[[], str]] = {
     'claims': claims, 'systems': systems, 'throughput': throughput, 'training': training, 'optimize': optimize,
-    'tagging': tagging, 'head_cpu': partial(head, 'cpu'), 'head_h100': partial(head, H100), 'head_share': head_share,
+    'training_memory': training_memory, 'tagging': tagging,
+    'head_cpu': partial(head, 'cpu'), 'head_h100': partial(head, H100), 'head_share': head_share,
     'asl_cpu': partial(losses, 'cpu', 'asl', *ASL), 'csl_cpu': partial(losses, 'cpu', 'csl', *CSL),
     'coupled_cpu': partial(losses, 'cpu', 'asl coupled', *ASL),
     'asl_queued': partial(losses, H100, 'asl', *ASL, timed='queued'),

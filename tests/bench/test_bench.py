@@ -14,7 +14,7 @@ from torch import nn
 
 from timm_miil import bench
 from timm_miil.bench import Case, Ceilings, Cost, Journal, environment, plan_groups
-from timm_miil.cli.main import main
+from timm_miil.inference import optimize_for_inference
 
 CPU = torch.device('cpu')
 CEILINGS = Ceilings(copy_gb_s=10.0, tflops={'fp32': 0.1, 'bf16': 0.1})
@@ -65,6 +65,7 @@ def test_rows_have_the_figures_of_their_medians():
         assert row['images_per_second'] == pytest.approx(2000 / row['median_ms'], rel=1e-3)
         assert row['of_roofline'] == pytest.approx(row['roofline_ms'] / row['median_ms'], rel=1e-2)
         assert row['q1_ms'] <= row['median_ms'] <= row['q3_ms'] and row['repeats'] >= 5
+        assert (row['copy_gb_s'], row['product_tflops']) == (10.0, 0.1)
     assert rows[0]['ratio'] == 1.0 and rows[1]['ratio'] > 0
 
 
@@ -135,7 +136,9 @@ def test_the_optimized_variant_is_what_the_function_makes():
         return model.to(settings['dtype'])
     [row] = measure(dataclasses.replace(TINY, variant='optimized', precision='bf16'), optimize=optimize)
     assert row['status'] == 'ok'
-    assert asked == [{'dtype': torch.bfloat16, 'device': CPU, 'channels_last': False}]
+    [settings] = asked
+    assert settings.pop('example_input').shape == (1, 3, 32, 32)
+    assert settings == {'dtype': torch.bfloat16, 'channels_last': False}
 
 
 def test_operations_of_a_known_convolution():
@@ -218,8 +221,61 @@ def test_a_killed_run_goes_on(tmp_path):
     first, count = journal.rows[0], len(journal.rows)
     groups = [[Case(model='test_resnet', image_size=32, batch_size=size)] for size in range(1, count + 2)]
     result = bench.measure_groups(groups, CPU, journal=journal, seconds=0.01, ceilings=CEILINGS)
-    assert result.rows[0] == first
+    assert result.rows[0] | {'group': first['group']} == first
     assert [row['batch_size'] for row in journal.rows] == list(range(1, count + 2))
+
+
+def test_rows_of_another_device_another_group_or_that_failed_are_measured_again(tmp_path):
+    journal = Journal(tmp_path / 'rows.jsonl')
+    nhwc, alone = dataclasses.replace(TINY, layout='nhwc'), Case(model='no_such_network')
+
+    def starts(*groups):
+        before = len(journal.rows)
+        result = bench.measure_groups(groups, CPU, journal=journal, seconds=0.01, ceilings=CEILINGS)
+        assert all('group' not in row for row in result.rows)
+        return len(journal.rows) - before
+
+    assert starts([TINY, nhwc], [alone]) == 3
+    assert starts([TINY, nhwc]) == 0
+    assert starts([nhwc, TINY]) == 2      # ratios are to another
+    assert starts([alone]) == 1
+    stamp = environment() | {'gpu': 'another'}
+    turns = {'group': journal.rows[0]['group']}
+    assert journal.find(TINY.columns | turns, environment()) and not journal.find(TINY.columns | turns, stamp)
+
+
+def test_a_row_of_the_cpu_names_no_gpu():
+    assert (environment(CPU)['gpu'], environment(CPU)['driver']) == ('', '')
+
+
+@pytest.mark.parametrize(('threads', 'clock'), [(1, bench.processor), (2, bench.wall)])
+def test_the_limits_are_timed_by_the_clock_of_the_cases(threads, clock, monkeypatch):
+    torch.set_num_threads(threads)
+    assert bench.clock_of(CPU) is clock
+    seen = []
+    monkeypatch.setattr('timm_miil.bench.measuring.compare', lambda runs, clock, **_: seen.append(clock) or [])
+    measure(TINY)
+    assert seen == [clock]
+
+
+def test_a_size_that_fails_otherwise_ends_the_search_with_what_was_found():
+    def optimize(model, **settings):
+        def check(module, inputs):
+            if len(inputs[0]) > 5:
+                raise RuntimeError('index out of 32 bits')
+        model.register_forward_pre_hook(check)
+        return model
+    row = bench.search_batch(dataclasses.replace(TINY, variant='optimized'), CPU, limit=64, optimize=optimize)
+    assert (row['status'], row['batch_size']) == ('ok', 5) and 'index out of 32 bits' in row['note']
+
+
+@pytest.mark.slow
+def test_every_compiled_form_is_compiled():
+    forms = [dataclasses.replace(TINY, mode='compile', image_size=size) for size in range(32, 32 + 10 * 16, 16)]
+    assert {row['status'] for row in measure(*forms)} == {'ok'}
+    with bench.room_to_compile():
+        assert torch._dynamo.config.cache_size_limit == 256
+    assert torch._dynamo.config.cache_size_limit == 8
 
 
 def test_what_there_is_no_time_for_is_left_out():
@@ -246,70 +302,31 @@ def test_operators_by_time():
     assert all(0 < row['share'] <= 1 and row['calls'] >= 1 for row in rows)
 
 
-def test_the_command_measures_compares_and_says_what_is_slower(tmp_path, capsys):
-    words = ['bench', 'test_resnet', '--variant', 'plain', '--image-size', '32', '--device', 'cpu', '--seconds', '0.01']
-    table = tmp_path / 'rows.csv'
-    assert main([*words, '--output', str(table)]) == 0
-    rows = bench.read_table(table)
-    assert [row['layout'] for row in rows] == ['nchw', 'nhwc'] and {row['status'] for row in rows} == {'ok'}
-    assert list(rows[0])[:len(bench.COLUMNS)] == list(bench.COLUMNS) and rows[0]['torch'] == torch.__version__
-    assert [entry.name for entry in tmp_path.iterdir()] == ['rows.csv']
-    for row in rows:
-        row |= {'q1_ms': '1e-6', 'median_ms': '1e-6', 'q3_ms': '1e-6'}
-    bench.write_table(table, rows)
-    assert main([*words, '--against', str(table)]) == 0
-    assert main([*words, '--against', str(table), '--fail-above', '1.5']) == 1
-    assert '2 cases compared, 2 slower beyond the spread' in capsys.readouterr().err
-
-
-def test_the_command_refuses_a_limit_without_a_table(capsys):
-    assert main(['bench', '--fail-above', '1.1']) == 2
-    assert '--fail-above needs --against' in capsys.readouterr().err
-
-
-QUICK = ['--variant', 'plain', '--layout', 'nchw', '--image-size', '32', '--device', 'cpu', '--seconds', '0.01']
-
-
-@pytest.mark.parametrize(('content', 'reason'), [
-    ('', 'without rows'), ('model,status\n', 'without rows'), ('model,status\nx,ok\n', 'without batch_size'),
-    (None, 'No such file')])
-def test_another_table_is_refused_before_anything_is_measured(content, reason, tmp_path, capsys):
-    if content is not None:
-        (tmp_path / 'old.csv').write_text(content)
-    assert main(['bench', 'test_resnet', *QUICK, '--against', str(tmp_path / 'old.csv')]) == 2
-    out, err = capsys.readouterr()
-    assert not out and '--against must be a table that --output wrote, got ' in err and reason in err
-
-
-def test_a_limit_with_nothing_to_look_at_is_no_pass(tmp_path, capsys):
-    table = tmp_path / 'old.csv'
-    [row] = measure(dataclasses.replace(TINY, batch_size=7))
-    bench.write_table(table, [row | environment() | {'threads': 99}])
-    words = ['bench', 'test_resnet', *QUICK, '--against', str(table)]
-    assert main(words) == 0
-    assert 'threads was 99 and is 1.' in capsys.readouterr().err
-    assert main([*words, '--fail-above', '1.1']) == 2
-    assert 'no case was measured both now and in --against' in capsys.readouterr().err
-
-
-def test_an_unknown_network_is_told_before_anything_is_measured(capsys):
-    assert main(['bench', 'test_resnt', *QUICK]) == 2
-    out, err = capsys.readouterr()
-    assert not out and "unknown model 'test_resnt'; did you mean 'test_resnet'?" in err
-
-
-def test_a_case_that_fails_is_a_row_and_the_exit_status(capsys):
-    assert main(['bench', 'test_vit', *QUICK, '--image-size', '15']) == 1  # of patches of 16
-    assert '\tfailed\t' in capsys.readouterr().out
-
-
 @pytest.mark.gpu
 def test_every_form_runs_on_a_gpu():
     device = torch.device('cuda')
     groups = plan_groups(
-        [Case(model='test_resnet', image_size=64)], phases=bench.PHASES, batch_sizes=(2,),
-        precisions=bench.PRECISIONS, layouts=bench.LAYOUTS, modes=('eager', 'graphs'))
-    result = bench.measure_groups(groups, device, seconds=0.1)
-    assert {row['status'] for row in result.rows if row['mode'] == 'eager'} == {'ok'}
+        [Case(model='test_resnet', image_size=64)], phases=bench.PHASES, batch_sizes=(1, 4), variants=bench.VARIANTS,
+        precisions=bench.PRECISIONS, layouts=bench.LAYOUTS, modes=bench.MODES)
+    result = bench.measure_groups(groups, device, seconds=0.1, optimize=optimize_for_inference)
+    assert {row['status'] for row in result.rows if row['mode'] != 'graphs'} == {'ok'}
     assert {row['status'] for row in result.rows if row['phase'] == 'inference'} == {'ok'}
     assert all(row['peak_mib'] > 0 for row in result.rows if row['status'] == 'ok')
+
+
+@pytest.mark.gpu
+def test_operators_and_batches_of_a_gpu():
+    device = torch.device('cuda')
+    rows = bench.profile_case(dataclasses.replace(TINY, batch_size=8), device, top=100)
+    assert sum(row['share'] for row in rows) == pytest.approx(1, abs=0.01)
+    assert all(row['operator'].startswith(('aten::', 'cuda', 'Activity', 'Lazy', 'Buffer')) for row in rows)
+    row = bench.search_batch(dataclasses.replace(TINY, phase='training'), device, limit=16)
+    assert (row['status'], row['batch_size']) == ('ok', 16)
+
+
+@pytest.mark.gpu
+def test_queued_work_is_not_longer_than_the_same_from_idle():
+    matrix = torch.randn(4096, 4096, device='cuda')
+    queued, idle = (min(clock(lambda: matrix @ matrix) for _ in range(5)) for clock in (
+        bench.device_work, bench.device_events))
+    assert 0 < queued < 1.5 * idle

@@ -39,12 +39,12 @@ def test_the_commit_says_when_the_code_differs_from_it(tmp_path):
             ['git', '-c', 'user.name=a', '-c', 'user.email=a@example.org', *words], cwd=tmp_path, check=True,
             capture_output=True)
 
-    assert environment(tmp_path)['commit'] == ''
+    assert environment(checkout=tmp_path)['commit'] == ''
     git('init')
     (tmp_path / 'code').write_text('1')
     git('add', '.')
     git('commit', '-m', 'first')
-    commit = environment(tmp_path)['commit']
+    commit = environment(checkout=tmp_path)['commit']
     assert len(commit) >= 7 and set(commit) <= set('0123456789abcdef')
     (tmp_path / 'code').write_text('2')
-    assert environment(tmp_path)['commit'] == f'{commit}-dirty'
+    assert environment(checkout=tmp_path)['commit'] == f'{commit}-dirty'

@@ -1,4 +1,5 @@
 """A case made ready to run."""
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from timm_miil.bench.cases import Case
 from timm_miil.bench.roofline import float32_products
 from timm_miil.bench.timing import Run
 
-__all__ = ['Optimize', 'UnsupportedCase', 'build_model', 'build_run', 'is_out_of_memory']
+__all__ = ['Optimize', 'UnsupportedCase', 'build_model', 'build_run', 'is_out_of_memory', 'room_to_compile']
 
-Optimize = Callable[..., nn.Module]  # (model, dtype=..., device=..., channels_last=...) -> model
+Optimize = Callable[..., nn.Module]  # (model, dtype=..., channels_last=..., example_input=...) -> model
+COMPILED_FORMS = 256
 OUT_OF_MEMORY_WORDS = "can't allocate memory", 'not enough memory', 'out of memory'
 
 
@@ -33,7 +35,9 @@ def build_model(case: Case) -> nn.Module:
     args: dict[str, Any] = dict(case.model_args)
     try:
         model = timm.create_model(case.model, img_size=case.image_size, **args)
-    except TypeError:  # networks of convolutions take no size
+    except TypeError as error:
+        if 'img_size' not in str(error):  # networks of convolutions take no size
+            raise
         model = timm.create_model(case.model, **args)
     return model.eval()
 
@@ -44,20 +48,21 @@ def build_run(case: Case, device: torch.device, *, optimize: Optimize | None = N
     Args:
         case: What to run.
         device: Where.
-        optimize: Makes the 'optimized' variant: called with the network, `dtype`, `device` and `channels_last`.
+        optimize: Makes the 'optimized' variant: called with the network on the device, `dtype`, `channels_last` and an
+            `example_input`.
 
     Raises:
         UnsupportedCase: If the case cannot be run there.
     """
     _check_supported(case, device, optimize)
-    model, dtype = build_model(case), torch.bfloat16 if case.precision == 'bf16' else torch.float32
+    model, dtype = build_model(case).to(device), torch.bfloat16 if case.precision == 'bf16' else torch.float32
     memory_format = torch.channels_last if case.layout == 'nhwc' else torch.contiguous_format
     if case.variant == 'optimized' and optimize is not None:
         model = optimize(
-            model, dtype=None if dtype == torch.float32 else dtype, device=device,
-            channels_last=case.layout == 'nhwc')
+            model, dtype=None if dtype == torch.float32 else dtype, channels_last=case.layout == 'nhwc',
+            example_input=torch.rand(1, 3, case.image_size, case.image_size, device=device))
     else:
-        model = model.to(device, dtype).to(memory_format=memory_format)
+        model = model.to(dtype=dtype).to(memory_format=memory_format)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device).to(
         dtype, memory_format=memory_format)
     step = _training_step(model, images, case) if case.phase == 'training' else _forward(model, images, case)
@@ -66,6 +71,17 @@ def build_run(case: Case, device: torch.device, *, optimize: Optimize | None = N
         with float32_products(device, case.precision):
             return step()
     return run
+
+
+def room_to_compile() -> contextlib.AbstractContextManager[object]:
+    """Every form is compiled while it is entered: past its limit of eight the compiler would run others eager."""
+    from torch._dynamo import config  # a second of imports that eager cases do without
+    wanted = {
+        'recompile_limit': COMPILED_FORMS, 'cache_size_limit': COMPILED_FORMS,  # the second until torch 2.7
+        'fail_on_recompile_limit_hit': True, 'fail_on_cache_limit_hit': True}
+    known = {name: value for name, value in wanted.items() if hasattr(config, name)}
+    manager: contextlib.AbstractContextManager[object] = config.patch(known)
+    return manager
 
 
 def _check_supported(case: Case, device: torch.device, optimize: Optimize | None) -> None:
@@ -117,7 +133,7 @@ def _training_step(model: nn.Module, images: Tensor, case: Case) -> Run:
     net = torch.compile(model, dynamic=False) if case.mode == 'compile' else model
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     with torch.no_grad(), _autocast(images, case):
-        targets = torch.zeros_like(net(images), dtype=torch.float32)
+        targets = torch.zeros_like(model(images), dtype=torch.float32)
 
     def run() -> object:
         optimizer.zero_grad(set_to_none=True)

@@ -20,10 +20,11 @@ def place(device: torch.device) -> str:
     return 'cpu' if device.type == 'cpu' else torch.cuda.get_device_name(device).lower().replace(' ', '-')
 
 
-def environment(checkout: Path = CHECKOUT) -> dict[str, object]:
+def environment(device: torch.device = torch.device('cpu'), checkout: Path = CHECKOUT) -> dict[str, object]:
     """Where and when something is measured.
 
     Args:
+        device: Where the figures are of: a GPU and its driver are named for a CUDA device only.
         checkout: Folder of the code; the commit is that of the repository that it is the root of.
 
     Returns:
@@ -34,8 +35,8 @@ def environment(checkout: Path = CHECKOUT) -> dict[str, object]:
     return {
         'cpu': names[0] if names else platform.processor() or platform.machine(),
         'cores': os.cpu_count(),
-        'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else '',
-        'driver': _driver(),
+        'gpu': torch.cuda.get_device_name(device) if device.type == 'cuda' else '',
+        'driver': _driver() if device.type == 'cuda' else '',
         'threads': torch.get_num_threads(),
         'python': platform.python_version(),
         'torch': torch.__version__,

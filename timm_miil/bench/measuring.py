@@ -1,4 +1,5 @@
-"""Groups of cases measured in turns: a row each, whatever happens."""
+"""Groups of cases measured in turns: a row each, whatever a network may raise."""
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -8,21 +9,21 @@ import torch
 
 from timm_miil._checks import check_positive, cut
 from timm_miil.bench.cases import Case
-from timm_miil.bench.contestants import Optimize, UnsupportedCase, build_model, build_run, is_out_of_memory
+from timm_miil.bench.contestants import (
+    Optimize, UnsupportedCase, build_model, build_run, is_out_of_memory, room_to_compile)
 from timm_miil.bench.environment import environment
 from timm_miil.bench.journal import Journal
 from timm_miil.bench.roofline import (
     DTYPES, TRAINING_FACTOR, Ceilings, Cost, count_cost, measure_ceilings, roofline_seconds)
-from timm_miil.bench.timing import Clock, Run, compare, device_events, device_work, processor, wall
+from timm_miil.bench.timing import Clock, Run, clock_of, compare, current, device_work
 
 __all__ = ['COLUMNS', 'BenchResult', 'find_largest_batch', 'measure_group', 'measure_groups', 'search_batch']
 
 COLUMNS = (
     'phase', 'model', 'variant', 'precision', 'layout', 'mode', 'image_size', 'batch_size', 'status', 'note',
     'images_per_second', 'median_ms', 'q1_ms', 'q3_ms', 'repeats', 'baseline', 'ratio', 'ratio_q1', 'ratio_q3',
-    'peak_mib', 'gflops_per_image', 'mib_per_image', 'roofline_ms', 'of_roofline')
+    'peak_mib', 'gflops_per_image', 'mib_per_image', 'roofline_ms', 'of_roofline', 'copy_gb_s', 'product_tflops')
 REPEATS = 5, 50  # least and most
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError, AssertionError, MemoryError)
 MIB = 2 ** 20
 Row = dict[str, object]
 
@@ -70,12 +71,13 @@ def measure_groups(
         >>> result.rows[1]['ratio']                                             # doctest: +SKIP
         0.8928
     """
-    start, stamp = time.monotonic(), environment()
+    start, stamp = time.monotonic(), environment(device)
     rows: list[Row] = []
     left_out: list[Case] = []
     for group in groups:
-        found = [journal.find(case.columns, stamp) if journal else None for case in group]
-        done = [row for row in found if row is not None]
+        turns = {'group': [f'{case.model} {case.form}' for case in group]}  # ratios are of those that took turns
+        found = [journal.find(case.columns | turns, stamp) if journal else None for case in group]
+        done = [{name: cell for name, cell in row.items() if name != 'group'} for row in found if row is not None]
         if len(done) < len(group):
             if minutes is not None and time.monotonic() - start > 60 * minutes:
                 left_out += group
@@ -86,7 +88,7 @@ def measure_groups(
             done = [row | stamp for row in measure_group(
                 group, device, ceilings=ceilings, optimize=optimize, seconds=seconds)]
             if journal:
-                journal.add(done)
+                journal.add(row | turns for row in done)
         for row in done if on_row else ():
             on_row(row)  # type: ignore[misc]
         rows += done
@@ -116,11 +118,13 @@ def measure_group(
         One row a case. Its status is 'ok', 'out_of_memory', 'unsupported' or 'failed'; `note` says why, or how long
         the first run took where that compiles.
     """
-    rows = _measure_together(cases, device, optimize, seconds)
-    for case in cases:
-        for fewer in ([cases[0], case], [case]):
-            if rows[case]['status'] == 'out_of_memory' and len(fewer) < len(cases):
-                rows[case] = _measure_together(fewer, device, optimize, seconds)[case]
+    can_compile = room_to_compile() if any(case.mode == 'compile' for case in cases) else contextlib.nullcontext()
+    with current(device), can_compile:
+        rows = _measure_together(cases, device, optimize, seconds)
+        for case in cases:
+            for fewer in ([cases[0], case] if case != cases[0] else cases, [case]):
+                if rows[case]['status'] == 'out_of_memory' and len(fewer) < len(cases):
+                    rows[case] = _measure_together(fewer, device, optimize, seconds)[case]
     _compare_with_roofline(rows, ceilings)
     return list(rows.values())
 
@@ -133,24 +137,20 @@ def _measure_together(
     taken = 0.0
     for case in cases:
         try:
-            runs[case] = _warm(case, device, optimize, rows[case])
-            start = time.perf_counter()
-            runs[case]()
-            _wait(device)
-            taken += time.perf_counter() - start
-        except FAILURES as error:
-            runs.pop(case, None)
+            runs[case], second = _warm(case, device, optimize, rows[case])
+            taken += second
+        except Exception as error:
             rows[case] |= _failure(error)
         _free(device)
     if runs:
-        repeats = min(max(int(seconds / max(taken, 1e-9)), REPEATS[0]), REPEATS[1])
+        clock = _clock(device, cases[0].batch_size)
+        round_seconds = taken * (2 if clock is device_work else 1)  # which runs once to know how long it takes
+        repeats = min(max(int(seconds / max(round_seconds, 1e-9)), REPEATS[0]), REPEATS[1])
         try:
-            measured = compare(
-                {repr(case): run for case, run in runs.items()}, repeats=repeats,
-                clock=_clock(device, cases[0].batch_size))
+            measured = compare({repr(case): run for case, run in runs.items()}, repeats=repeats, clock=clock)
             for case, row in zip(runs, measured, strict=True):
                 rows[case] |= _figures(row, case, next(iter(runs)))
-        except FAILURES as error:
+        except Exception as error:
             for case in runs:
                 rows[case] |= _failure(error)
         runs.clear()
@@ -159,8 +159,12 @@ def _measure_together(
     return rows
 
 
-def _warm(case: Case, device: torch.device, optimize: Optimize | None, row: Row) -> Run:
-    """Build a case and run it once: its memory and, where it compiles, that time goes into the row."""
+def _warm(case: Case, device: torch.device, optimize: Optimize | None, row: Row) -> tuple[Run, float]:
+    """Build a case and run it twice: its most memory and, where it compiles, that time go into the row.
+
+    Returns:
+        What runs it, and the seconds of the second run; a training step has all its state only then.
+    """
     before = 0
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
@@ -171,9 +175,13 @@ def _warm(case: Case, device: torch.device, optimize: Optimize | None, row: Row)
     _wait(device)
     if case.mode == 'compile':
         row['note'] = f'first run {time.perf_counter() - start:.1f} s'
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    second = time.perf_counter() - start
     if device.type == 'cuda':
         row['peak_mib'] = round((torch.cuda.max_memory_allocated(device) - before) / MIB, 1)
-    return run
+    return run, second
 
 
 def _failure(error: Exception) -> Row:
@@ -185,9 +193,7 @@ def _failure(error: Exception) -> Row:
 
 def _clock(device: torch.device, batch_size: int) -> Clock:
     """A single image is timed from an idle device, a batch as queued work."""
-    if device.type == 'cpu':
-        return processor if torch.get_num_threads() == 1 else wall
-    return device_events if batch_size == 1 else device_work
+    return clock_of(device) if device.type == 'cpu' or batch_size == 1 else device_work
 
 
 def _wait(device: torch.device) -> None:
@@ -218,7 +224,7 @@ def _compare_with_roofline(rows: dict[Case, Row], ceilings: Ceilings) -> None:
         if network not in costs:
             try:
                 costs[network] = count_cost(build_model(case), torch.randn(1, 3, case.image_size, case.image_size))
-            except FAILURES as error:
+            except Exception as error:
                 costs[network] = cut(f'not counted: {error}', 200)
         cost = costs[network]
         if isinstance(cost, str):
@@ -234,7 +240,9 @@ def _roofline(cost: Cost, case: Case, ceilings: Ceilings, median_ms: float) -> R
     return {
         'gflops_per_image': float(f'{cost.flops * passes / 1e9:.4g}'),
         'mib_per_image': float(f'{image_bytes / MIB:.4g}'),
-        'roofline_ms': float(f'{least_ms:.4g}'), 'of_roofline': float(f'{least_ms / median_ms:.3g}')}
+        'roofline_ms': float(f'{least_ms:.4g}'), 'of_roofline': float(f'{least_ms / median_ms:.3g}'),
+        'copy_gb_s': float(f'{ceilings.copy_gb_s:.4g}'),
+        'product_tflops': float(f'{ceilings.rate(case.precision):.4g}')}
 
 
 def find_largest_batch(fits: Callable[[int], bool], *, limit: int) -> int:
@@ -277,24 +285,33 @@ def search_batch(case: Case, device: torch.device, *, limit: int, optimize: Opti
         limit: Sizes above it are not tried.
         optimize: Makes the 'optimized' variant.
     """
+    stopped: Exception | None = None
+
     def fits(size: int) -> bool:
+        nonlocal stopped
+        if case.mode == 'compile':
+            torch.compiler.reset()
         try:
-            build_run(replace(case, batch_size=size), device, optimize=optimize)()
+            run = build_run(replace(case, batch_size=size), device, optimize=optimize)
+            for _ in range(2):  # a training step has all its state at its second run
+                run()
             _wait(device)
-        except FAILURES as error:
+        except Exception as error:
             if not is_out_of_memory(error):
-                raise
+                stopped = error
             return False
         finally:
             _free(device)
         return True
 
     row: Row = dict.fromkeys(COLUMNS, '') | case.columns
-    try:
+    check_positive(limit=limit)
+    with current(device):
         size = find_largest_batch(fits, limit=limit)
-    except FAILURES as error:
-        return row | _failure(error)
-    if not size:
-        return row | {'status': 'out_of_memory', 'batch_size': 1, 'note': 'not even one image fits'}
-    note = f'largest batch of those up to {limit}'
-    return row | {'status': 'ok', 'batch_size': size, 'note': note}
+    if size:
+        why = f'; more fail: {_failure(stopped)["note"]}' if stopped else ''
+        note = cut(f'largest batch of those up to {limit}{why}', 200)
+        return row | {'status': 'ok', 'batch_size': size, 'note': note}
+    if stopped:
+        return row | _failure(stopped)
+    return row | {'status': 'out_of_memory', 'batch_size': 1, 'note': 'not even one image fits'}

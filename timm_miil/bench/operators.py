@@ -1,10 +1,12 @@
 """Where the time of a case goes, by operator."""
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from timm_miil._checks import check_positive
 from timm_miil.bench.cases import Case
 from timm_miil.bench.contestants import Optimize, build_run
+from timm_miil.bench.timing import current
 
 __all__ = ['profile_case']
 
@@ -27,17 +29,18 @@ def profile_case(
         UnsupportedCase: If the case cannot be run there.
     """
     check_positive(top=top)
-    run = build_run(case, device, optimize=optimize)
-    run()
     is_cuda = device.type == 'cuda'
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
-    with profile(activities=activities) as found:
+    with current(device):
+        run = build_run(case, device, optimize=optimize)
         run()
-        if is_cuda:
-            torch.cuda.synchronize(device)
+        with profile(activities=activities) as found:
+            run()
+            if is_cuda:
+                torch.cuda.synchronize(device)
     times = [
         (float(event.self_device_time_total if is_cuda else event.self_cpu_time_total), event.count, event.key)
-        for event in found.key_averages()]
+        for event in found.key_averages() if event.device_type == DeviceType.CPU]  # kernels count at what launched them
     total = sum(taken for taken, _, _ in times) or 1.0
     times.sort(reverse=True)
     return [

@@ -34,6 +34,10 @@ class Ceilings:
     copy_gb_s: float
     tflops: dict[str, float]
 
+    def rate(self, precision: str) -> float:
+        """The rate of a case's precision; autocast has that of its products."""
+        return self.tflops['bf16' if precision == 'amp_bf16' else precision]
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -67,7 +71,7 @@ def measure_ceilings(
     rates = {}
     width = 1024 if is_small else 8192
     for precision in precisions:
-        matrix = torch.ones(width, width, dtype=DTYPES[precision], device=device)
+        matrix = torch.randn(width, width, device=device).to(DTYPES[precision])
         with float32_products(device, precision):
             taken = min(clock(lambda: matrix @ matrix) for _ in range(10))
         rates[precision] = 2 * width ** 3 / taken / 1e12
@@ -128,7 +132,7 @@ def roofline_seconds(cost: Cost, case: Case, ceilings: Ceilings) -> float:
         case: Gives the batch size, the precision and the phase.
         ceilings: Of the device, with the rate of the case's precision.
     """
-    rate = ceilings.tflops['bf16' if case.precision == 'amp_bf16' else case.precision] * 1e12
+    rate = ceilings.rate(case.precision) * 1e12
     width = DTYPES[case.precision].itemsize
     elements = 2 * cost.outputs * case.batch_size + cost.parameters
     least = max(cost.flops * case.batch_size / rate, elements * width / (ceilings.copy_gb_s * 1e9))

@@ -3,6 +3,7 @@
 On a shared machine the load drifts, so every round runs each contestant once, in a shuffled order, and contestants
 are compared within rounds: `ratio` is the median over rounds of a contestant's time by the first one's.
 """
+import contextlib
 import random
 import statistics
 import time
@@ -11,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 __all__ = [
-    'Clock', 'Run', 'clock_of', 'clocks_of', 'compare', 'device_events', 'device_work', 'itself', 'processor',
-    'quartiles', 'wall']
+    'Clock', 'Run', 'clock_of', 'clocks_of', 'compare', 'current', 'device_events', 'device_work', 'itself',
+    'processor', 'quartiles', 'wall']
 
 CYCLES_A_SECOND = 2e9  # of a GPU, at most
 
@@ -47,8 +48,15 @@ def device_events(run: Run, *, waits: bool = True) -> float:
 
 
 def clock_of(device: torch.device) -> Clock:
-    """What times small work there: the processor's time, or the device's own events."""
-    return processor if device.type == 'cpu' else device_events
+    """What times small work there: the time of one thread, of several the wall's, or the device's own events."""
+    if device.type != 'cpu':
+        return device_events
+    return processor if torch.get_num_threads() == 1 else wall
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """While it is entered, a CUDA device is the one whose events and streams are used."""
+    return torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext()
 
 
 def device_work(run: Run) -> float:

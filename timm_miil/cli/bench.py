@@ -1,5 +1,6 @@
 """`timm-miil bench`: how fast networks are here."""
 import argparse
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 import timm_miil  # noqa: F401  registers our networks
 from timm_miil import bench, inference
-from timm_miil._checks import nearest
+from timm_miil._checks import check_positive, check_range, cut, nearest
 from timm_miil.cli._device import parse_device
 from timm_miil.cli._text import printable
 
@@ -42,17 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--full', action='store_true', help='all forms of a network and no limit of time')
     parser.add_argument('--minutes', type=float, default=10, help='begin no group after these (default: %(default)s)')
     parser.add_argument('--seconds', type=float, default=5, help='of the rounds of a group (default: %(default)s)')
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         '--profile', action='store_true', help='instead, list the operators that take most time in each case')
-    parser.add_argument(
+    instead.add_argument(
         '--largest-batch', type=int, metavar='LIMIT',
         help='instead, search the largest batch of each case that memory holds, up to this')
 
 
 def run(ns: argparse.Namespace) -> int:
     """Measure; 1 if a case failed, or is slower than --fail-above allows."""
-    if ns.fail_above is not None and ns.against is None:
-        raise ValueError('--fail-above needs --against, the table to compare with.')
+    _check_words(ns)
     _check_models(ns.models)
     before = _read_earlier(ns.against) if ns.against else []  # before the minutes: a wrong file is told at once
     device = parse_device(ns.device)
@@ -78,6 +79,18 @@ def run(ns: argparse.Namespace) -> int:
             journal.path.unlink(missing_ok=True)
     status = _compare(ns, before, result.rows)
     return int(status or any(row['status'] == 'failed' for row in result.rows))
+
+
+def _check_words(ns: argparse.Namespace) -> None:
+    if ns.fail_above is not None and ns.against is None:
+        raise ValueError('--fail-above needs --against, the table to compare with.')
+    if ns.against is not None and (ns.profile or ns.largest_batch is not None):
+        raise ValueError('--against compares times, and --profile and --largest-batch measure none; leave one out.')
+    check_range(minutes=ns.minutes, seconds=ns.seconds, low=0.0, high=math.inf)
+    if ns.largest_batch is not None:
+        check_positive(largest_batch=ns.largest_batch)
+    if ns.output is not None and (ns.output.is_dir() or not ns.output.absolute().parent.is_dir()):
+        raise ValueError(f'--output must be a file in a folder that is there, got {str(ns.output)!r}.')
 
 
 def _check_models(names: list[str]) -> None:
@@ -111,19 +124,20 @@ def _plan(ns: argparse.Namespace, is_cuda: bool) -> list[list[bench.Case]]:
 
 
 def _profile(ns: argparse.Namespace, device: torch.device, groups: list[list[bench.Case]]) -> int:
-    rows = []
+    rows, status = [], 0
     for case in (case for group in groups for case in group):
         try:
             found = bench.profile_case(case, device, optimize=inference.optimize_for_inference)
-        except bench.UnsupportedCase as error:
-            _note(f'{case.model} {case.form}: {error}')
+        except Exception as error:  # whatever a network may raise; the others are profiled
+            status |= not isinstance(error, bench.UnsupportedCase)
+            _note(f'{case.model} {case.form}: {cut(str(error))}')
             continue
         print(f'{printable(case.model)} {case.phase} {case.form} {case.image_size} px, batch {case.batch_size}')
         for row in found:
             print(f"  {row['self_ms']:10} ms  {row['share']:.1%}  {row['calls']}x  {printable(row['operator'])}")
         rows += found
-    _save(ns.output, rows)
-    return 0
+    _save(ns.output, rows, device)
+    return status
 
 
 def _search(ns: argparse.Namespace, device: torch.device, groups: list[list[bench.Case]]) -> int:
@@ -133,13 +147,13 @@ def _search(ns: argparse.Namespace, device: torch.device, groups: list[list[benc
         row = bench.search_batch(case, device, limit=ns.largest_batch, optimize=inference.optimize_for_inference)
         _show(row)
         rows.append(row)
-    _save(ns.output, rows)
-    return 0
+    _save(ns.output, rows, device)
+    return int(any(row['status'] == 'failed' for row in rows))
 
 
-def _save(path: Path | None, rows: Iterable[dict[str, object]]) -> None:
+def _save(path: Path | None, rows: Iterable[dict[str, object]], device: torch.device) -> None:
     if path:
-        stamp = bench.environment()
+        stamp = bench.environment(device)
         bench.write_table(path, [row | stamp for row in rows])
 
 

@@ -3,7 +3,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame, EffectiveSEModule, LayerScale, LayerScale2d, SEModule
@@ -22,7 +22,7 @@ __all__ = ['optimize_for_inference']
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 # Layers whose output is linear in their weight and bias; a subclass may make its weight anew at each call.
 LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, Conv2dSame
-NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d
+NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 SCALES = LayerScale, LayerScale2d
 # They multiply their input by what their children, one after the other, make of its mean.
 SQUEEZES = SEModule, EffectiveSEModule, SqueezeExcite
@@ -210,7 +210,7 @@ def _find_folds(model: nn.Module, example: Tensor) -> list[Change]:
     for module in names:
         if type(module) in LAYERS and _has_own_weights(module):
             handles.append(module.register_forward_hook(after_layer))
-        elif (type(module) in SCALES or type(module) in NORMS and module.track_running_stats) and not (
+        elif (type(module) in SCALES or _is_norm(module) and module.track_running_stats) and not (
                 module._forward_hooks or module._forward_pre_hooks):
             handles.append(module.register_forward_pre_hook(before_norm))
     try:
@@ -226,6 +226,10 @@ def _find_folds(model: nn.Module, example: Tensor) -> list[Change]:
         if uses_before == 0 and uses.counts[tensor] == 1
         and calls[norm] == calls[made[tensor]] == 1
         and id(model.get_submodule(made[tensor]).weight) not in shared]
+
+
+def _is_norm(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    return type(module) in NORMS or isinstance(module, BatchNormAct2d)  # its subclasses differ in training
 
 
 def _has_own_weights(layer: nn.Module) -> bool:

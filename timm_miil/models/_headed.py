@@ -12,6 +12,7 @@ from timm_miil._checks import nearest
 from timm_miil.heads import BackboneWithHead
 from timm_miil.models._loading import check_fit, explain_checkpoint_errors
 from timm_miil.models._pretrained_file import keep_in
+from timm_miil.models.inplace_norm import convert_to_inplace_norm
 
 __all__ = ['HeadedClassifier', 'backbone_facts', 'create_headed', 'fit_checkpoint', 'with_backbone_facts']
 
@@ -37,10 +38,11 @@ class HeadedClassifier(BackboneWithHead):
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
         backbone_args: Passed to the timm backbone, whatever their names.
+        inplace_norm: Whether the backbone's norms save memory in training, see `convert_to_inplace_norm`.
         **backbone_kwargs: Passed to the timm backbone.
 
     Raises:
-        ValueError: If the backbone is unknown or its features cannot carry a head.
+        ValueError: If the backbone is unknown, its features cannot carry a head, or no norm of it could save memory.
     """
 
     classifier_key = 'head.fc'
@@ -56,12 +58,15 @@ class HeadedClassifier(BackboneWithHead):
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
             backbone_args: Mapping[str, Any] | None = None,
+            inplace_norm: bool = False,
             **backbone_kwargs: Any,
     ) -> None:
         _check_backbone(backbone)
         network = create_model(  # drops arguments that are None
             backbone, pretrained=pretrained_backbone, num_classes=0, in_chans=in_chans, device=device, dtype=dtype,
             **backbone_kwargs, **(backbone_args or {}))
+        if inplace_norm:
+            convert_to_inplace_norm(network)
         super().__init__(network, num_classes, head, global_pool)
 
 

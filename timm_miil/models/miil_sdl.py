@@ -43,7 +43,8 @@ class SDLClassifier(LabelSetClassifier):
         dtype: Floating dtype of the parameters.
         backbone_args: Passed to the timm backbone, whatever their names; for those that are also ours, such as
             `global_pool`.
-        **backbone_kwargs: Passed to the timm backbone, such as `drop_path_rate` or `img_size`.
+        **backbone_kwargs: `inplace_norm=True` for norms that save memory in training, see `convert_to_inplace_norm`;
+            the others are passed to the timm backbone, such as `drop_path_rate` or `img_size`.
 
     Raises:
         TypeError: If labels is no list of names, or a size of the head is not an int.

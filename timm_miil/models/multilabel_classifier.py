@@ -42,7 +42,8 @@ class MultiLabelClassifier(HeadedClassifier):
         dtype: Floating dtype of the parameters.
         backbone_args: Passed to the timm backbone, whatever their names; for those that are also ours, such as
             `global_pool`.
-        **backbone_kwargs: Passed to the timm backbone, such as `drop_path_rate` or `img_size`.
+        **backbone_kwargs: `inplace_norm=True` for norms that save memory in training, see `convert_to_inplace_norm`;
+            the others are passed to the timm backbone, such as `drop_path_rate` or `img_size`.
 
     Raises:
         TypeError: If the head does not know an argument.
