@@ -13,14 +13,15 @@ from timm_miil.bench import environment
 
 __all__ = ['RESULTS', 'save']
 
-RESULTS = Path(__file__).resolve().parent / 'results'
+CHECKOUT = Path(__file__).resolve().parent.parent
+RESULTS = CHECKOUT / 'benchmarks' / 'results'
 
 
 def save(
         question: str, rows: list[dict[str, object]], folder: Path = RESULTS, *,
         device: torch.device = torch.device('cpu'), quiet: bool = False) -> Path:
-    """Write `results/<question>.csv`, each row with the environment, and print what was measured unless `quiet`."""
-    stamp = _stamp(device)
+    """Write `results/<question>.csv`, each row with the environment of `device`, and print the rows unless `quiet`."""
+    stamp = environment(device, CHECKOUT) | {'commit': _commit()}
     columns = list(dict.fromkeys(column for row in rows for column in row))
     path = folder / f'{question}.csv'
     with path.open('w', newline='', encoding='utf-8') as file:
@@ -33,6 +34,6 @@ def save(
 
 
 @functools.cache
-def _stamp(device: torch.device) -> dict[str, object]:
+def _commit() -> object:
     """As the checkout was at the first call: what is saved later changes it."""
-    return environment(device, RESULTS.parent.parent)
+    return environment(checkout=CHECKOUT)['commit']

@@ -112,6 +112,19 @@ def short(processor: str) -> str:
     return re.sub(r'\(R\)| Processor.*| CPU.*', '', processor)
 
 
+def tagging() -> str:
+    """Processor time of tagging, of the network's process by that of the first row, and rates."""
+    return as_markdown(
+        ('network', '', 'its process', 'network alone / that', 'workers', 'images/s, a core each', 'on the wall'),
+        ([row['network'], row['contestant'].replace('1 workers', '1 worker'), f'{float(row["own_ms"]):.3g} ms',
+          '' if row['network'] == 'none' else
+          f'{1 / float(row["own_ratio"]):.0%} ({1 / float(row["own_ratio_q3"]):.0%} to '
+          f'{1 / float(row["own_ratio_q1"]):.0%})',
+          f'{float(row["workers_ms"]):.3g} ms' if int(row['workers']) else '',
+          f'{1e3 / max(float(row["own_ms"]), float(row["workers_ms"]) / max(int(row["workers"]), 1)):.3g}',
+          row['images_per_second']] for row in rows_of('tagging-cpu')))
+
+
 def training() -> str:
     """Images a second in training on a CPU, and the time in NHWC by that in NCHW."""
     networks: dict[tuple[str, str, str], dict[str, Row]] = {}
@@ -194,7 +207,7 @@ ASL = 'timm', 'plain formula', 'ours', 'BCEWithLogits compiled', 'timm compiled'
 CSL = 'sort formula', 'ours', 'ours compiled', 'bytes alone'
 TABLES: dict[str, Callable[[], str]] = {
     'claims': claims, 'systems': systems, 'throughput': throughput, 'training': training, 'optimize': optimize,
-    'training_memory': training_memory,
+    'training_memory': training_memory, 'tagging': tagging,
     'head_cpu': partial(head, 'cpu'), 'head_h100': partial(head, H100), 'head_share': head_share,
     'asl_cpu': partial(losses, 'cpu', 'asl', *ASL), 'csl_cpu': partial(losses, 'cpu', 'csl', *CSL),
     'coupled_cpu': partial(losses, 'cpu', 'asl coupled', *ASL),

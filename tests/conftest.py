@@ -21,6 +21,11 @@ OURS = ('timm_miil', '_timm_miil_boot', '__editable__')
 NOT_SOURCE = shutil.ignore_patterns('.*', '__pycache__', 'build', 'dist', '*.egg-info', 'fixtures', 'results')
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, 'loadscopereorder'):  # pytest-xdist's: files of few tests, here the long ones, last
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch  # not at the head: some runs of a single file do without it
     if not torch.cuda.is_available():

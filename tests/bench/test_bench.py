@@ -1,5 +1,6 @@
 """Measurements of tiny networks: a row each whatever happens, resumed after a kill, compared with an earlier table."""
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -9,28 +10,21 @@ import time
 import weakref
 
 import pytest
+import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_miil import bench
-from timm_miil.bench import Case, Ceilings, Cost, Journal, environment, plan_groups
-from timm_miil.inference import optimize_for_inference
+from timm_miil.bench import Case, Ceilings, Cost, Journal, contestants, environment, measuring, plan_groups
 
 CPU = torch.device('cpu')
 CEILINGS = Ceilings(copy_gb_s=10.0, tflops={'fp32': 0.1, 'bf16': 0.1})
 TINY = Case(model='test_resnet', image_size=32)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def measure(*cases, **settings):
-    return bench.measure_group(cases, CPU, ceilings=CEILINGS, seconds=0.01, **settings)
+    return bench.measure_group(cases, CPU, **{'ceilings': CEILINGS, 'seconds': 0.01} | settings)
 
 
 def test_a_group_has_its_baseline_first_whether_or_not_it_was_asked_for():
@@ -65,7 +59,6 @@ def test_rows_have_the_figures_of_their_medians():
         assert row['images_per_second'] == pytest.approx(2000 / row['median_ms'], rel=1e-3)
         assert row['of_roofline'] == pytest.approx(row['roofline_ms'] / row['median_ms'], rel=1e-2)
         assert row['q1_ms'] <= row['median_ms'] <= row['q3_ms'] and row['repeats'] >= 5
-        assert (row['copy_gb_s'], row['product_tflops']) == (10.0, 0.1)
     assert rows[0]['ratio'] == 1.0 and rows[1]['ratio'] > 0
 
 
@@ -94,9 +87,10 @@ class Room:
     """Holds so many networks at once, as a small card does."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.alive = most, weakref.WeakSet()
+        self.most, self.alive, self.asked = most, weakref.WeakSet(), 0
 
     def __call__(self, model, **settings):
+        self.asked += 1
         if len(self.alive) == self.most:
             raise torch.OutOfMemoryError('CUDA out of memory.')
         self.alive.add(model)
@@ -109,8 +103,10 @@ class Room:
 def test_what_fits_alone_is_measured_with_the_first_or_alone(most, status, are_first):
     case = dataclasses.replace(TINY, variant='optimized')
     cases = [dataclasses.replace(case, image_size=size) for size in (32, 48, 64)]
-    rows = measure(*cases, optimize=Room(most))
+    room = Room(most)
+    rows = measure(*cases, optimize=room)
     assert [row['status'] for row in rows] == [status] * 3
+    assert most or room.asked == 3 + 1 + 2 * 3  # all, the first alone, the others as a pair whose first fails and alone
     assert [row['image_size'] for row in rows] == [32, 48, 64]
     assert [row['ratio'] == 1.0 for row in rows] == are_first
 
@@ -128,6 +124,51 @@ def test_an_unknown_model_is_a_row():
     assert row['status'] == 'failed' and 'no_such_network' in row['note']
 
 
+@pytest.mark.parametrize('error', [OSError, KeyError, IndexError, ImportError, ZeroDivisionError])
+def test_whatever_a_network_raises_is_a_row(error):
+    def optimize(model, **settings):
+        raise error('of some kind')
+    rows = measure(TINY, dataclasses.replace(TINY, variant='optimized'), optimize=optimize)
+    assert [row['status'] for row in rows] == ['ok', 'failed']
+    assert 'of some kind' in rows[1]['note'] and error.__name__ in rows[1]['note']
+
+
+def test_an_error_of_building_a_network_is_not_taken_for_one_of_its_size(monkeypatch):
+    def create(name, **args):
+        if 'img_size' in args:
+            raise TypeError('its windows are of no size')
+        return nn.Identity()
+    monkeypatch.setattr(timm, 'create_model', create)
+    [row] = measure(TINY)
+    assert row['status'] == 'failed' and 'its windows are of no size' in row['note']
+
+
+COMPILED = [dataclasses.replace(TINY, mode='compile', layout=layout) for layout in bench.LAYOUTS]
+
+
+def test_every_compiled_form_of_a_class_is_compiled(quick_compiler):
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        rows = measure(*COMPILED)
+    assert [row['status'] for row in rows] == ['ok', 'ok']
+
+
+def test_a_form_that_would_run_eagerly_for_a_compiled_one_is_a_failure(quick_compiler, monkeypatch):
+    monkeypatch.setattr(contestants, 'COMPILED_FORMS', 1)
+    rows = measure(*COMPILED)
+    assert [row['status'] for row in rows] == ['ok', 'failed'] and 'imit' in rows[1]['note']
+
+
+def test_a_training_step_is_compiled_once(monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
+    [row] = measure(dataclasses.replace(TINY, mode='compile', phase='training', batch_size=2))
+    assert row['status'] == 'ok' and len(graphs) == 1
+
+
 def test_the_optimized_variant_is_what_the_function_makes():
     asked = []
 
@@ -136,9 +177,18 @@ def test_the_optimized_variant_is_what_the_function_makes():
         return model.to(settings['dtype'])
     [row] = measure(dataclasses.replace(TINY, variant='optimized', precision='bf16'), optimize=optimize)
     assert row['status'] == 'ok'
-    [settings] = asked
-    assert settings.pop('example_input').shape == (1, 3, 32, 32)
-    assert settings == {'dtype': torch.bfloat16, 'channels_last': False}
+    example = asked[0].pop('example_input')
+    assert example.shape == (1, 3, 32, 32) and example.device == CPU
+    assert asked == [{'dtype': torch.bfloat16, 'device': CPU, 'channels_last': False}]
+
+
+def test_seconds_are_of_all_that_a_clock_does(monkeypatch):
+    def clock(run):
+        time.sleep(0.05)  # as by a rehearsal
+        return bench.wall(run)
+    monkeypatch.setattr(measuring, 'clock_of', lambda device: clock)
+    [row] = measure(TINY, seconds=0.5)
+    assert 5 <= row['repeats'] <= 10
 
 
 def test_operations_of_a_known_convolution():
@@ -164,23 +214,28 @@ def test_ceilings_are_of_this_machine():
     assert 0.1 < ceilings.copy_gb_s < 1e5 and 1e-4 < ceilings.tflops['fp32'] < 1e4
 
 
-@pytest.mark.parametrize('limit', [1, 2, 7, 8, 100])
-@pytest.mark.parametrize('most', [0, 1, 5, 8, 63, 1000])
-def test_the_largest_batch_is_found(limit, most):
-    tried = []
+class Products(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.spreads = []
 
-    def fits(size):
-        tried.append(size)
-        return size <= most
-    assert bench.find_largest_batch(fits, limit=limit) == min(limit, most)
-    assert max(tried) <= limit and len(tried) == len(set(tried)) <= 15
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.spreads += [float(value.float().std()) for value in args]
+        return func(*args, **(kwargs or {}))
 
 
-def test_the_largest_batch_of_a_network():
-    row = bench.search_batch(TINY, CPU, limit=3)
-    assert (row['status'], row['batch_size'], row['note']) == ('ok', 3, 'largest batch of those up to 3')
-    row = bench.search_batch(Case(model='no_such_network'), CPU, limit=3)
-    assert row['status'] == 'failed'
+def test_ceilings_multiply_matrices_whose_bits_differ():
+    with Products() as seen:
+        bench.measure_ceilings(CPU, precisions=('fp32',))
+    assert len(seen.spreads) == 20 and min(seen.spreads) == pytest.approx(1, rel=0.01)
+
+
+def test_rows_say_which_ceilings_they_were_compared_with():
+    [row, other] = measure(TINY, dataclasses.replace(TINY, precision='amp_bf16'), ceilings=Ceilings(
+        copy_gb_s=12.0, tflops={'fp32': 0.1, 'bf16': 0.3}))
+    assert (row['copy_gb_s'], row['product_tflops']) == (12.0, 0.1)
+    assert (other['copy_gb_s'], other['product_tflops']) == (12.0, 0.3)
 
 
 def test_a_torn_line_is_cut_and_what_was_measured_is_found(tmp_path):
@@ -196,6 +251,42 @@ def test_a_torn_line_is_cut_and_what_was_measured_is_found(tmp_path):
     file.write_text('[1]\n')
     with pytest.raises(ValueError, match='one JSON object a line'):
         Journal(file)
+
+
+def test_what_a_cpu_has_measured_is_measured_again_on_a_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: f'card {device.index}')
+    journal, stamp = Journal(tmp_path / 'rows.jsonl'), environment(CPU)
+    journal.add([TINY.columns | stamp])
+    assert journal.find(TINY.columns, environment(CPU)) and stamp['gpu'] == stamp['driver'] == ''
+    assert journal.find(TINY.columns, environment(torch.device('cuda', 1))) is None
+
+
+def resume(journal, *cases, optimize=None):
+    return bench.measure_groups(
+        [cases], CPU, journal=journal, seconds=0.01, ceilings=CEILINGS, optimize=optimize).rows
+
+
+def test_what_failed_or_lacked_memory_is_tried_again_and_the_rest_is_not(tmp_path):
+    journal = Journal(tmp_path / 'rows.jsonl')
+    pair = TINY, dataclasses.replace(TINY, variant='optimized')
+    assert [row['status'] for row in resume(journal, *pair, optimize=Room(0))] == ['ok', 'out_of_memory']
+    assert [row['status'] for row in resume(journal, *pair, optimize=lambda model, **settings: 1 / 0)] == [
+        'ok', 'failed']
+    done = resume(journal, *pair, optimize=Room(1))
+    assert [row['status'] for row in done] == ['ok', 'ok']
+    assert resume(journal, *pair) == done and len(journal.rows) == 6
+    unsupported = dataclasses.replace(TINY, precision='tf32'), TINY
+    again = resume(journal, *unsupported)
+    assert resume(journal, *unsupported) == again and [row['status'] for row in again] == ['unsupported', 'ok']
+    alone = [dataclasses.replace(pair[1], image_size=size) for size in (32, 48)]
+    again = resume(journal, *alone, optimize=Room(1))
+    assert resume(journal, *alone) == again and [row['ratio'] for row in again] == [1.0, 1.0]
+
+
+def test_ratios_to_another_baseline_are_not_taken_from_the_journal(tmp_path):
+    journal, bf16 = Journal(tmp_path / 'rows.jsonl'), dataclasses.replace(TINY, precision='bf16')
+    assert {row['baseline'] for row in resume(journal, TINY, bf16)} == {'plain fp32 nchw eager'}
+    assert {row['baseline'] for row in resume(journal, bf16, TINY)} == {'plain bf16 nchw eager'}
 
 
 ENDLESS = '''
@@ -221,61 +312,8 @@ def test_a_killed_run_goes_on(tmp_path):
     first, count = journal.rows[0], len(journal.rows)
     groups = [[Case(model='test_resnet', image_size=32, batch_size=size)] for size in range(1, count + 2)]
     result = bench.measure_groups(groups, CPU, journal=journal, seconds=0.01, ceilings=CEILINGS)
-    assert result.rows[0] | {'group': first['group']} == first
+    assert result.rows[0] == first
     assert [row['batch_size'] for row in journal.rows] == list(range(1, count + 2))
-
-
-def test_rows_of_another_device_another_group_or_that_failed_are_measured_again(tmp_path):
-    journal = Journal(tmp_path / 'rows.jsonl')
-    nhwc, alone = dataclasses.replace(TINY, layout='nhwc'), Case(model='no_such_network')
-
-    def starts(*groups):
-        before = len(journal.rows)
-        result = bench.measure_groups(groups, CPU, journal=journal, seconds=0.01, ceilings=CEILINGS)
-        assert all('group' not in row for row in result.rows)
-        return len(journal.rows) - before
-
-    assert starts([TINY, nhwc], [alone]) == 3
-    assert starts([TINY, nhwc]) == 0
-    assert starts([nhwc, TINY]) == 2      # ratios are to another
-    assert starts([alone]) == 1
-    stamp = environment() | {'gpu': 'another'}
-    turns = {'group': journal.rows[0]['group']}
-    assert journal.find(TINY.columns | turns, environment()) and not journal.find(TINY.columns | turns, stamp)
-
-
-def test_a_row_of_the_cpu_names_no_gpu():
-    assert (environment(CPU)['gpu'], environment(CPU)['driver']) == ('', '')
-
-
-@pytest.mark.parametrize(('threads', 'clock'), [(1, bench.processor), (2, bench.wall)])
-def test_the_limits_are_timed_by_the_clock_of_the_cases(threads, clock, monkeypatch):
-    torch.set_num_threads(threads)
-    assert bench.clock_of(CPU) is clock
-    seen = []
-    monkeypatch.setattr('timm_miil.bench.measuring.compare', lambda runs, clock, **_: seen.append(clock) or [])
-    measure(TINY)
-    assert seen == [clock]
-
-
-def test_a_size_that_fails_otherwise_ends_the_search_with_what_was_found():
-    def optimize(model, **settings):
-        def check(module, inputs):
-            if len(inputs[0]) > 5:
-                raise RuntimeError('index out of 32 bits')
-        model.register_forward_pre_hook(check)
-        return model
-    row = bench.search_batch(dataclasses.replace(TINY, variant='optimized'), CPU, limit=64, optimize=optimize)
-    assert (row['status'], row['batch_size']) == ('ok', 5) and 'index out of 32 bits' in row['note']
-
-
-@pytest.mark.slow
-def test_every_compiled_form_is_compiled():
-    forms = [dataclasses.replace(TINY, mode='compile', image_size=size) for size in range(32, 32 + 10 * 16, 16)]
-    assert {row['status'] for row in measure(*forms)} == {'ok'}
-    with bench.room_to_compile():
-        assert torch._dynamo.config.cache_size_limit == 256
-    assert torch._dynamo.config.cache_size_limit == 8
 
 
 def test_what_there_is_no_time_for_is_left_out():
@@ -300,33 +338,3 @@ def test_operators_by_time():
     assert len(rows) == 3
     assert [row['self_ms'] for row in rows] == sorted((row['self_ms'] for row in rows), reverse=True)
     assert all(0 < row['share'] <= 1 and row['calls'] >= 1 for row in rows)
-
-
-@pytest.mark.gpu
-def test_every_form_runs_on_a_gpu():
-    device = torch.device('cuda')
-    groups = plan_groups(
-        [Case(model='test_resnet', image_size=64)], phases=bench.PHASES, batch_sizes=(1, 4), variants=bench.VARIANTS,
-        precisions=bench.PRECISIONS, layouts=bench.LAYOUTS, modes=bench.MODES)
-    result = bench.measure_groups(groups, device, seconds=0.1, optimize=optimize_for_inference)
-    assert {row['status'] for row in result.rows if row['mode'] != 'graphs'} == {'ok'}
-    assert {row['status'] for row in result.rows if row['phase'] == 'inference'} == {'ok'}
-    assert all(row['peak_mib'] > 0 for row in result.rows if row['status'] == 'ok')
-
-
-@pytest.mark.gpu
-def test_operators_and_batches_of_a_gpu():
-    device = torch.device('cuda')
-    rows = bench.profile_case(dataclasses.replace(TINY, batch_size=8), device, top=100)
-    assert sum(row['share'] for row in rows) == pytest.approx(1, abs=0.01)
-    assert all(row['operator'].startswith(('aten::', 'cuda', 'Activity', 'Lazy', 'Buffer')) for row in rows)
-    row = bench.search_batch(dataclasses.replace(TINY, phase='training'), device, limit=16)
-    assert (row['status'], row['batch_size']) == ('ok', 16)
-
-
-@pytest.mark.gpu
-def test_queued_work_is_not_longer_than_the_same_from_idle():
-    matrix = torch.randn(4096, 4096, device='cuda')
-    queued, idle = (min(clock(lambda: matrix @ matrix) for _ in range(5)) for clock in (
-        bench.device_work, bench.device_events))
-    assert 0 < queued < 1.5 * idle

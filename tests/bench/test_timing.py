@@ -1,7 +1,9 @@
 """The harness: who runs when, what the columns say, and where and when it was."""
 import subprocess
 
-from timm_miil.bench import compare, environment, itself, timing, wall
+import torch
+
+from timm_miil.bench import clock_of, compare, environment, itself, processor, timing, wall
 
 
 def test_each_round_runs_each_contestant_once_in_changing_order():
@@ -31,6 +33,24 @@ def test_the_wall_clock_gives_seconds(monkeypatch):
     now = iter([10.0, 12.5])
     monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(now))
     assert wall(lambda: None) == 2.5
+
+
+def test_more_threads_are_timed_on_the_wall():
+    before = torch.get_num_threads()
+    try:
+        for threads, clock in ((1, processor), (2, wall)):
+            torch.set_num_threads(threads)
+            assert clock_of(torch.device('cpu')) is clock
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_card_is_of_the_device_and_a_processor_has_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: f'card {device and device.index}')
+    assert environment(torch.device('cuda', 1))['gpu'] == 'card 1'
+    stamp = environment()
+    assert stamp['gpu'] == stamp['driver'] == ''
 
 
 def test_the_commit_says_when_the_code_differs_from_it(tmp_path):

@@ -350,7 +350,7 @@ def test_sigterm_saves_and_the_run_goes_on(data_dir, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize('launcher', [
     ['torch.distributed.run', '--nproc-per-node', '2', '-m'],
-    pytest.param(['accelerate.commands.launch', '--num_processes', '2', '--cpu', '-m'], marks=pytest.mark.slow),
+    ['accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '-m'],  # CPUs too
 ])
 def test_two_processes_make_one_run(launcher, tmp_path):
     done = subprocess.run(

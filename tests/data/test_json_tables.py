@@ -24,8 +24,11 @@ def write(tmp_path):
     return write_text
 
 
+NUMBERS = st.sampled_from([-0.0, 1.5, 1e300, 2.5e-9, -1e22, 12345678901234567890])
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(rows=ROWS, before=VALUES, after=VALUES, chunk=st.integers(1, 40), indent=st.sampled_from([None, 0, 3]),
+@given(rows=ROWS, before=VALUES, after=VALUES | NUMBERS, chunk=st.integers(1, 40), indent=st.sampled_from([None, 0, 3]),
        is_ascii=st.booleans())
 def test_any_part_in_memory_gives_the_same(write, rows, before, after, chunk, indent, is_ascii):
     content = {'before': before, 'images': rows, 'empty': [], 'after': after}

@@ -109,21 +109,21 @@ def test_batch_size_and_workers_change_no_more_than_rounding(pictures, tagger, u
             {tag['label']: tag['confidence'] for tag in other['tags']}, abs=1e-5)
 
 
-def test_parquet_says_the_same(pictures, tagger, undisturbed, tmp_path):
-    parquet, pandas = pytest.importorskip('pyarrow.parquet'), pytest.importorskip('pandas')
-    summary = run(tagger, [pictures], tmp_path, format='parquet', part_size=16)
-    assert (summary.errors, summary.parts) == (5, 3)
+def test_parquet_says_the_same_to_datasets(pictures, tagger, undisturbed, tmp_path):
+    parquet, datasets = pytest.importorskip('pyarrow.parquet'), pytest.importorskip('datasets')
+    out = tmp_path / 'out'
+    summary = run(tagger, [pictures], out, format='parquet')  # the first part has no error, another one no tags
+    assert (summary.errors, summary.parts) == (5, 10)
     want = [json.loads(line) for content in undisturbed.values() for line in content.splitlines()]
-    table = pandas.concat(pandas.read_parquet(path) for path in sorted(tmp_path.glob('*.parquet')))
-    assert list(table.columns) == ['path', 'labels', 'confidences', 'indices', 'error']
-    assert list(table['path']) == [row['path'] for row in want]
-    for labels, confidences, indices, error, row in zip(
-            table['labels'], table['confidences'], table['indices'], table['error'], want, strict=True):
-        assert list(labels) == [tag['label'] for tag in row['tags']]
-        assert list(indices) == [tag['index'] for tag in row['tags']]
-        np.testing.assert_allclose(confidences, [tag['confidence'] for tag in row['tags']], atol=1e-6)
-        assert (None if pandas.isna(error) else error) == row['error']
-    schema = parquet.read_schema(tmp_path / 'part-000000.parquet')
+    got = datasets.load_dataset(
+        'parquet', data_files=str(out / '*.parquet'), split='train', cache_dir=str(tmp_path / 'cache'))
+    assert got.column_names == ['path', 'labels', 'confidences', 'indices', 'error']
+    for one, row in zip(got, want, strict=True):
+        assert (one['path'], one['error']) == (row['path'], row['error'])
+        assert one['labels'] == [tag['label'] for tag in row['tags']]
+        assert one['indices'] == [tag['index'] for tag in row['tags']]
+        np.testing.assert_allclose(one['confidences'], [tag['confidence'] for tag in row['tags']], atol=1e-6)
+    schema = parquet.read_schema(out / 'part-000000.parquet')
     assert str(schema.field('indices').type).startswith('list<') and 'int32' in str(schema.field('indices').type)
 
 
@@ -182,38 +182,54 @@ def test_a_killed_run_goes_on_to_the_same_bytes(pictures, model_dir, undisturbed
         'pictures': NUM_PICTURES, 'tagged': 35, 'errors': 5, 'parts': 10}
 
 
+LAUNCH = [
+    sys.executable, '-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
+    '--main_process_port', '0', '--mixed_precision', 'no', '--dynamo_backend', 'no']
 LOGGED = '''
-import os, sys
+import os, pathlib, sys, time
 from timm_miil.cli.main import main
 from timm_miil.inference import tagging
 
-write_part = tagging.write_part
+write_part, rank = tagging.write_part, os.environ['RANK']
 
 def logged(path, *rest):
+    while rank == '1' and not pathlib.Path(os.environ['GO']).exists():
+        time.sleep(0.01)
     write_part(path, *rest)
-    os.write(2, f'process {os.environ["RANK"]} made {path.name}{os.linesep}'.encode())
+    os.write(2, f'process {rank} made {path.name}{os.linesep}'.encode())
 
 tagging.write_part = logged
 sys.exit(main())
 '''
 
 
-def test_two_processes_share_what_another_number_has_left(pictures, model_dir, tagger, undisturbed, tmp_path):
-    out = tmp_path / 'out'
+def test_two_processes_share_what_another_number_has_left_and_keep_others_out_to_the_last_one(
+        pictures, model_dir, tagger, undisturbed, tmp_path, monkeypatch):
+    out, script, go = tmp_path / 'out', tmp_path / 'logged.py', tmp_path / 'go'
     run(tagger, [pictures], out, model=str(model_dir))
     for part in (1, 2, 3, 6, 8):
         (out / f'part-{part:06}.jsonl').unlink()
     (out / 'summary.json').unlink()
-    (tmp_path / 'logged.py').write_text(LOGGED)
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--standalone',
-         str(tmp_path / 'logged.py'), 'predict', str(pictures), '--model', str(model_dir), *WORDS, '--workers', '0',
+    script.write_text(LOGGED)
+    child = subprocess.Popen(
+        [*LAUNCH, str(script), 'predict', str(pictures), '--model', str(model_dir), *WORDS, '--workers', '0',
          '--output-dir', str(out)],
-        env=ENVIRONMENT | {'ACCELERATE_USE_CPU': '1'}, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    made = sorted(re.findall(r'process (\d) made part-(\d+)\.jsonl', done.stderr))
+        env=ENVIRONMENT | {'GO': str(go)}, stderr=subprocess.PIPE, text=True)
+    try:
+        while child.poll() is None and not (out / 'part-000008.jsonl').exists():  # the last one of the first process
+            time.sleep(0.01)
+        with locked(out / '.lock', seconds=60):  # the first process has ended
+            pass
+        monkeypatch.setattr('timm_miil.inference.tagging.LOCK_SECONDS', 0.1)
+        with pytest.raises(BlockingIOError, match='another run works in'):
+            run(tagger, [pictures], out, model=str(model_dir))
+    finally:
+        go.touch()
+        words = child.communicate(timeout=60)[1]
+    assert child.returncode == 0, words[-3000:]
+    made = sorted(re.findall(r'process (\d) made part-(\d+)\.jsonl', words))
     assert made == [('0', '000001'), ('0', '000003'), ('0', '000008'), ('1', '000002'), ('1', '000006')]
-    assert '35 labelled, 5 not read, in 10 parts.' in done.stderr
+    assert '35 labelled, 5 not read, in 10 parts.' in words
     assert parts(out) == undisturbed and (out / 'summary.json').exists()
 
 

@@ -1,6 +1,7 @@
 """A case made ready to run."""
 import contextlib
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import timm
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from timm_miil.bench.cases import Case
 from timm_miil.bench.roofline import float32_products
-from timm_miil.bench.timing import Run
+from timm_miil.bench.timing import Run, current
 
-__all__ = ['Optimize', 'UnsupportedCase', 'build_model', 'build_run', 'is_out_of_memory', 'room_to_compile']
+__all__ = [
+    'Optimize', 'UnsupportedCase', 'build_model', 'build_run', 'compiled_or_failed', 'free_memory',
+    'is_out_of_memory']
 
-Optimize = Callable[..., nn.Module]  # (model, dtype=..., channels_last=..., example_input=...) -> model
-COMPILED_FORMS = 256
+Optimize = Callable[..., nn.Module]  # (model, dtype=..., device=..., channels_last=..., example_input=...) -> model
+COMPILED_FORMS = 256  # of one class, at a time
 OUT_OF_MEMORY_WORDS = "can't allocate memory", 'not enough memory', 'out of memory'
 
 
@@ -30,13 +33,37 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
 
 
+@contextlib.contextmanager
+def compiled_or_failed(device: torch.device) -> Iterator[None]:
+    """For building and running cases: what is compiled stays so, and a CUDA device is the current one.
+
+    By itself torch runs networks of a class eagerly, without a word, once it has compiled eight of them. What cases
+    before have left, compiled or in memory, is dropped first.
+    """
+    from torch._dynamo import config  # seconds of import
+    torch.compiler.reset()
+    free_memory(device)
+    names = ('recompile_limit', 'fail_on_recompile_limit_hit')
+    if not hasattr(config, names[0]):  # torch 2.6
+        names = ('cache_size_limit', 'fail_on_cache_limit_hit')
+    with current(device), config.patch(dict(zip(names, (COMPILED_FORMS, True)))):
+        yield
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing uses any more."""
+    gc.collect()
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+
+
 def build_model(case: Case) -> nn.Module:
     """The plain network of a case, with random weights, in evaluation mode on the CPU."""
     args: dict[str, Any] = dict(case.model_args)
     try:
         model = timm.create_model(case.model, img_size=case.image_size, **args)
-    except TypeError as error:
-        if 'img_size' not in str(error):  # networks of convolutions take no size
+    except TypeError as error:  # networks of convolutions take no size
+        if 'img_size' not in str(error):
             raise
         model = timm.create_model(case.model, **args)
     return model.eval()
@@ -48,21 +75,24 @@ def build_run(case: Case, device: torch.device, *, optimize: Optimize | None = N
     Args:
         case: What to run.
         device: Where.
-        optimize: Makes the 'optimized' variant: called with the network on the device, `dtype`, `channels_last` and an
-            `example_input`.
+        optimize: Makes the 'optimized' variant: called with the network on the device, `dtype`, `device`,
+            `channels_last` and `example_input`. A CUDA device's peak of memory is reset when it is done.
 
     Raises:
         UnsupportedCase: If the case cannot be run there.
     """
     _check_supported(case, device, optimize)
-    model, dtype = build_model(case).to(device), torch.bfloat16 if case.precision == 'bf16' else torch.float32
+    model, dtype = build_model(case), torch.bfloat16 if case.precision == 'bf16' else torch.float32
     memory_format = torch.channels_last if case.layout == 'nhwc' else torch.contiguous_format
     if case.variant == 'optimized' and optimize is not None:
+        example = torch.rand(1, 3, case.image_size, case.image_size, device=device)
         model = optimize(
-            model, dtype=None if dtype == torch.float32 else dtype, channels_last=case.layout == 'nhwc',
-            example_input=torch.rand(1, 3, case.image_size, case.image_size, device=device))
+            model.to(device), dtype=None if dtype == torch.float32 else dtype, device=device,
+            channels_last=case.layout == 'nhwc', example_input=example)
     else:
-        model = model.to(dtype=dtype).to(memory_format=memory_format)
+        model = model.to(device, dtype).to(memory_format=memory_format)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device).to(
         dtype, memory_format=memory_format)
     step = _training_step(model, images, case) if case.phase == 'training' else _forward(model, images, case)
@@ -71,17 +101,6 @@ def build_run(case: Case, device: torch.device, *, optimize: Optimize | None = N
         with float32_products(device, case.precision):
             return step()
     return run
-
-
-def room_to_compile() -> contextlib.AbstractContextManager[object]:
-    """Every form is compiled while it is entered: past its limit of eight the compiler would run others eager."""
-    from torch._dynamo import config  # a second of imports that eager cases do without
-    wanted = {
-        'recompile_limit': COMPILED_FORMS, 'cache_size_limit': COMPILED_FORMS,  # the second until torch 2.7
-        'fail_on_recompile_limit_hit': True, 'fail_on_cache_limit_hit': True}
-    known = {name: value for name, value in wanted.items() if hasattr(config, name)}
-    manager: contextlib.AbstractContextManager[object] = config.patch(known)
-    return manager
 
 
 def _check_supported(case: Case, device: torch.device, optimize: Optimize | None) -> None:
@@ -133,7 +152,7 @@ def _training_step(model: nn.Module, images: Tensor, case: Case) -> Run:
     net = torch.compile(model, dynamic=False) if case.mode == 'compile' else model
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     with torch.no_grad(), _autocast(images, case):
-        targets = torch.zeros_like(model(images), dtype=torch.float32)
+        targets = torch.zeros_like(model(images), dtype=torch.float32)  # by `net` it would be compiled twice
 
     def run() -> object:
         optimizer.zero_grad(set_to_none=True)

@@ -24,7 +24,7 @@ def environment(device: torch.device = torch.device('cpu'), checkout: Path = CHE
     """Where and when something is measured.
 
     Args:
-        device: Where the figures are of: a GPU and its driver are named for a CUDA device only.
+        device: Where; `gpu` and `driver` are '' where it is no CUDA device.
         checkout: Folder of the code; the commit is that of the repository that it is the root of.
 
     Returns:
@@ -32,11 +32,12 @@ def environment(device: torch.device = torch.device('cpu'), checkout: Path = CHE
     """
     names = [
         line.partition(':')[2].strip() for line in _read('/proc/cpuinfo').splitlines() if line.startswith('model name')]
+    is_cuda = device.type == 'cuda'
     return {
         'cpu': names[0] if names else platform.processor() or platform.machine(),
         'cores': os.cpu_count(),
-        'gpu': torch.cuda.get_device_name(device) if device.type == 'cuda' else '',
-        'driver': _driver() if device.type == 'cuda' else '',
+        'gpu': torch.cuda.get_device_name(device) if is_cuda else '',
+        'driver': _driver() if is_cuda else '',
         'threads': torch.get_num_threads(),
         'python': platform.python_version(),
         'torch': torch.__version__,

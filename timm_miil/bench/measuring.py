@@ -1,6 +1,4 @@
-"""Groups of cases measured in turns: a row each, whatever a network may raise."""
-import contextlib
-import gc
+"""Groups of cases measured in turns: a row each, whatever happens."""
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,19 +8,20 @@ import torch
 from timm_miil._checks import check_positive, cut
 from timm_miil.bench.cases import Case
 from timm_miil.bench.contestants import (
-    Optimize, UnsupportedCase, build_model, build_run, is_out_of_memory, room_to_compile)
+    Optimize, UnsupportedCase, build_model, build_run, compiled_or_failed, free_memory, is_out_of_memory)
 from timm_miil.bench.environment import environment
 from timm_miil.bench.journal import Journal
 from timm_miil.bench.roofline import (
     DTYPES, TRAINING_FACTOR, Ceilings, Cost, count_cost, measure_ceilings, roofline_seconds)
-from timm_miil.bench.timing import Clock, Run, clock_of, compare, current, device_work
+from timm_miil.bench.timing import Clock, Run, clock_of, compare, device_work
 
 __all__ = ['COLUMNS', 'BenchResult', 'find_largest_batch', 'measure_group', 'measure_groups', 'search_batch']
 
 COLUMNS = (
     'phase', 'model', 'variant', 'precision', 'layout', 'mode', 'image_size', 'batch_size', 'status', 'note',
     'images_per_second', 'median_ms', 'q1_ms', 'q3_ms', 'repeats', 'baseline', 'ratio', 'ratio_q1', 'ratio_q3',
-    'peak_mib', 'gflops_per_image', 'mib_per_image', 'roofline_ms', 'of_roofline', 'copy_gb_s', 'product_tflops')
+    'peak_mib', 'gflops_per_image', 'mib_per_image', 'roofline_ms', 'of_roofline',
+    'copy_gb_s', 'product_tflops')
 REPEATS = 5, 50  # least and most
 MIB = 2 ** 20
 Row = dict[str, object]
@@ -57,7 +56,8 @@ def measure_groups(
     Args:
         groups: Of `plan_groups`.
         device: Where.
-        journal: Holds what an earlier run has measured, which is not measured again, and gets what this one measures.
+        journal: Gets what this run measures. A group that an earlier one has measured, against the same baseline and
+            without a failure or a lack of memory, is not measured again.
         optimize: Makes the 'optimized' variant; None makes such cases rows that say so.
         minutes: No group is begun after this time; None for no limit.
         seconds: What a group's rounds shall take together; there are 5 to 50 of them.
@@ -75,10 +75,8 @@ def measure_groups(
     rows: list[Row] = []
     left_out: list[Case] = []
     for group in groups:
-        turns = {'group': [f'{case.model} {case.form}' for case in group]}  # ratios are of those that took turns
-        found = [journal.find(case.columns | turns, stamp) if journal else None for case in group]
-        done = [{name: cell for name, cell in row.items() if name != 'group'} for row in found if row is not None]
-        if len(done) < len(group):
+        done = _find_group(journal, group, stamp) if journal else []
+        if not done:
             if minutes is not None and time.monotonic() - start > 60 * minutes:
                 left_out += group
                 continue
@@ -88,11 +86,21 @@ def measure_groups(
             done = [row | stamp for row in measure_group(
                 group, device, ceilings=ceilings, optimize=optimize, seconds=seconds)]
             if journal:
-                journal.add(row | turns for row in done)
+                journal.add(done)
         for row in done if on_row else ():
             on_row(row)  # type: ignore[misc]
         rows += done
     return BenchResult(rows, left_out)
+
+
+def _find_group(journal: Journal, group: Sequence[Case], stamp: Row) -> list[Row]:
+    """The rows of a group, or none if one must be measured: their ratios are of the same rounds."""
+    found = {case: journal.find(case.columns, stamp) for case in group}
+    rows = {case: row for case, row in found.items() if row and row['status'] in ('ok', 'unsupported')}
+    measured = [case for case, row in rows.items() if row['status'] == 'ok']
+    is_whole = len(rows) == len(group) and all(
+        rows[case]['baseline'] in (_baseline(measured[0], case), case.form) for case in measured)  # or by itself
+    return list(rows.values()) if is_whole else []
 
 
 def measure_group(
@@ -118,11 +126,10 @@ def measure_group(
         One row a case. Its status is 'ok', 'out_of_memory', 'unsupported' or 'failed'; `note` says why, or how long
         the first run took where that compiles.
     """
-    can_compile = room_to_compile() if any(case.mode == 'compile' for case in cases) else contextlib.nullcontext()
-    with current(device), can_compile:
+    with compiled_or_failed(device):
         rows = _measure_together(cases, device, optimize, seconds)
         for case in cases:
-            for fewer in ([cases[0], case] if case != cases[0] else cases, [case]):
+            for fewer in ([case],) if case == cases[0] else ([cases[0], case], [case]):
                 if rows[case]['status'] == 'out_of_memory' and len(fewer) < len(cases):
                     rows[case] = _measure_together(fewer, device, optimize, seconds)[case]
     _compare_with_roofline(rows, ceilings)
@@ -134,54 +141,44 @@ def _measure_together(
     rows: dict[Case, Row] = {
         case: dict.fromkeys(COLUMNS, '') | case.columns | {'status': 'ok'} for case in cases}
     runs: dict[Case, Run] = {}
-    taken = 0.0
+    clock = _clock(device, cases[0].batch_size)
+    taken = 0.0  # by a round
     for case in cases:
         try:
-            runs[case], second = _warm(case, device, optimize, rows[case])
-            taken += second
-        except Exception as error:
+            before = torch.cuda.memory_allocated(device) if device.type == 'cuda' else 0
+            start = time.perf_counter()
+            runs[case] = _first_run(case, device, optimize)
+            if case.mode == 'compile':
+                rows[case]['note'] = f'first run {time.perf_counter() - start:.1f} s'
+            start = time.perf_counter()
+            clock(runs[case])
+            taken += time.perf_counter() - start
+            if device.type == 'cuda':  # the first training step had no momentum yet
+                rows[case]['peak_mib'] = round((torch.cuda.max_memory_allocated(device) - before) / MIB, 1)
+        except Exception as error:  # a network, a compiler, a driver may raise anything: a row says what
+            runs.pop(case, None)
             rows[case] |= _failure(error)
-        _free(device)
+        free_memory(device)
     if runs:
-        clock = _clock(device, cases[0].batch_size)
-        round_seconds = taken * (2 if clock is device_work else 1)  # which runs once to know how long it takes
-        repeats = min(max(int(seconds / max(round_seconds, 1e-9)), REPEATS[0]), REPEATS[1])
+        repeats = min(max(int(seconds / max(taken, 1e-9)), REPEATS[0]), REPEATS[1])
         try:
             measured = compare({repr(case): run for case, run in runs.items()}, repeats=repeats, clock=clock)
             for case, row in zip(runs, measured, strict=True):
                 rows[case] |= _figures(row, case, next(iter(runs)))
-        except Exception as error:
+        except Exception as error:  # as above
             for case in runs:
                 rows[case] |= _failure(error)
         runs.clear()
         torch.compiler.reset()
-        _free(device)
+        free_memory(device)
     return rows
 
 
-def _warm(case: Case, device: torch.device, optimize: Optimize | None, row: Row) -> tuple[Run, float]:
-    """Build a case and run it twice: its most memory and, where it compiles, that time go into the row.
-
-    Returns:
-        What runs it, and the seconds of the second run; a training step has all its state only then.
-    """
-    before = 0
-    if device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    start = time.perf_counter()
+def _first_run(case: Case, device: torch.device, optimize: Optimize | None) -> Run:
     run = build_run(case, device, optimize=optimize)
     run()
     _wait(device)
-    if case.mode == 'compile':
-        row['note'] = f'first run {time.perf_counter() - start:.1f} s'
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    second = time.perf_counter() - start
-    if device.type == 'cuda':
-        row['peak_mib'] = round((torch.cuda.max_memory_allocated(device) - before) / MIB, 1)
-    return run, second
+    return run
 
 
 def _failure(error: Exception) -> Row:
@@ -201,18 +198,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == 'cuda':
-        torch.cuda.empty_cache()
-
-
 def _figures(measured: Row, case: Case, first: Case) -> Row:
     names = 'median_ms', 'q1_ms', 'q3_ms', 'repeats', 'ratio', 'ratio_q1', 'ratio_q3'
     speed = 1e3 * case.batch_size / float(str(measured['median_ms']))
     return {name: measured[name] for name in names} | {
         'images_per_second': float(f'{speed:.4g}'),
-        'baseline': first.form if first.model == case.model else f'{first.model} {first.form}'}
+        'baseline': _baseline(first, case)}
+
+
+def _baseline(first: Case, case: Case) -> str:
+    return first.form if first.model == case.model else f'{first.model} {first.form}'
 
 
 def _compare_with_roofline(rows: dict[Case, Row], ceilings: Ceilings) -> None:
@@ -224,7 +219,7 @@ def _compare_with_roofline(rows: dict[Case, Row], ceilings: Ceilings) -> None:
         if network not in costs:
             try:
                 costs[network] = count_cost(build_model(case), torch.randn(1, 3, case.image_size, case.image_size))
-            except Exception as error:
+            except Exception as error:  # as above
                 costs[network] = cut(f'not counted: {error}', 200)
         cost = costs[network]
         if isinstance(cost, str):
@@ -242,7 +237,7 @@ def _roofline(cost: Cost, case: Case, ceilings: Ceilings, median_ms: float) -> R
         'mib_per_image': float(f'{image_bytes / MIB:.4g}'),
         'roofline_ms': float(f'{least_ms:.4g}'), 'of_roofline': float(f'{least_ms / median_ms:.3g}'),
         'copy_gb_s': float(f'{ceilings.copy_gb_s:.4g}'),
-        'product_tflops': float(f'{ceilings.rate(case.precision):.4g}')}
+        'product_tflops': float(f'{ceilings.product_tflops(case.precision):.4g}')}
 
 
 def find_largest_batch(fits: Callable[[int], bool], *, limit: int) -> int:
@@ -284,34 +279,33 @@ def search_batch(case: Case, device: torch.device, *, limit: int, optimize: Opti
         device: Where. On a CPU give a limit that its memory holds: systems differ in what they do beyond.
         limit: Sizes above it are not tried.
         optimize: Makes the 'optimized' variant.
+
+    Returns:
+        `note` says what the next size lacks, if it is not memory.
+
+    Raises:
+        ValueError: If the limit is below 1.
     """
-    stopped: Exception | None = None
+    failures: dict[int, Row] = {}
 
     def fits(size: int) -> bool:
-        nonlocal stopped
-        if case.mode == 'compile':
-            torch.compiler.reset()
         try:
-            run = build_run(replace(case, batch_size=size), device, optimize=optimize)
-            for _ in range(2):  # a training step has all its state at its second run
-                run()
+            _first_run(replace(case, batch_size=size), device, optimize)()  # and once more, with momentum
             _wait(device)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                stopped = error
-            return False
+        except Exception as error:  # as above
+            failures[size] = _failure(error)
         finally:
-            _free(device)
-        return True
+            torch.compiler.reset()
+            free_memory(device)
+        return size not in failures
 
     row: Row = dict.fromkeys(COLUMNS, '') | case.columns
-    check_positive(limit=limit)
-    with current(device):
+    with compiled_or_failed(device):
         size = find_largest_batch(fits, limit=limit)
-    if size:
-        why = f'; more fail: {_failure(stopped)["note"]}' if stopped else ''
-        note = cut(f'largest batch of those up to {limit}{why}', 200)
-        return row | {'status': 'ok', 'batch_size': size, 'note': note}
-    if stopped:
-        return row | _failure(stopped)
-    return row | {'status': 'out_of_memory', 'batch_size': 1, 'note': 'not even one image fits'}
+    if not size:
+        return row | {'batch_size': 1} | failures[1]
+    failure = failures.get(size + 1, {})
+    note = f'largest batch of those up to {limit}'
+    if failure and failure['status'] != 'out_of_memory':
+        note = f"{size + 1}: {failure['note']}"
+    return row | {'status': 'ok', 'batch_size': size, 'note': note}

@@ -1,12 +1,10 @@
 """Where the time of a case goes, by operator."""
 import torch
-from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from timm_miil._checks import check_positive
 from timm_miil.bench.cases import Case
-from timm_miil.bench.contestants import Optimize, build_run
-from timm_miil.bench.timing import current
+from timm_miil.bench.contestants import Optimize, build_run, compiled_or_failed
 
 __all__ = ['profile_case']
 
@@ -24,6 +22,7 @@ def profile_case(
 
     Returns:
         One row an operator: the case, its name, calls, milliseconds of its own and their share of all operators'.
+        On a CUDA device the time is that of its kernels; a replayed graph has kernels only, which are listed instead.
 
     Raises:
         UnsupportedCase: If the case cannot be run there.
@@ -31,16 +30,17 @@ def profile_case(
     check_positive(top=top)
     is_cuda = device.type == 'cuda'
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_cuda else [])]
-    with current(device):
+    with compiled_or_failed(device):
         run = build_run(case, device, optimize=optimize)
         run()
         with profile(activities=activities) as found:
             run()
             if is_cuda:
                 torch.cuda.synchronize(device)
+    kind = 'CUDA' if case.mode == 'graphs' else 'CPU'  # operators have the time of their kernels, which follow them
     times = [
         (float(event.self_device_time_total if is_cuda else event.self_cpu_time_total), event.count, event.key)
-        for event in found.key_averages() if event.device_type == DeviceType.CPU]  # kernels count at what launched them
+        for event in found.key_averages() if event.device_type.name == kind]
     total = sum(taken for taken, _, _ in times) or 1.0
     times.sort(reverse=True)
     return [

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_miil.bench.cases import Case
-from timm_miil.bench.timing import clock_of
+from timm_miil.bench.timing import clock_of, current
 
 __all__ = ['Ceilings', 'Cost', 'count_cost', 'float32_products', 'measure_ceilings', 'roofline_seconds']
 
@@ -34,8 +34,8 @@ class Ceilings:
     copy_gb_s: float
     tflops: dict[str, float]
 
-    def rate(self, precision: str) -> float:
-        """The rate of a case's precision; autocast has that of its products."""
+    def product_tflops(self, precision: str) -> float:
+        """The rate of a case's precision; autocast's products are those of bfloat16."""
         return self.tflops['bf16' if precision == 'amp_bf16' else precision]
 
 
@@ -65,16 +65,18 @@ def measure_ceilings(
     """
     is_small = small or device.type == 'cpu'
     clock = clock_of(device)
-    source = torch.ones(2 ** (24 if is_small else 28), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    seconds = min(clock(lambda: target.copy_(source)) for _ in range(10))
-    rates = {}
     width = 1024 if is_small else 8192
-    for precision in precisions:
-        matrix = torch.randn(width, width, device=device).to(DTYPES[precision])
-        with float32_products(device, precision):
-            taken = min(clock(lambda: matrix @ matrix) for _ in range(10))
-        rates[precision] = 2 * width ** 3 / taken / 1e12
+    rates = {}
+    with current(device):
+        source = torch.ones(2 ** (24 if is_small else 28), dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        seconds = min(clock(lambda: target.copy_(source)) for _ in range(10))
+        for precision in precisions:
+            # Random: equal bits switch so little that a card runs at a higher clock than any network sees.
+            matrix = torch.randn(width, width, dtype=DTYPES[precision], device=device)
+            with float32_products(device, precision):
+                taken = min(clock(lambda: matrix @ matrix) for _ in range(10))
+            rates[precision] = 2 * width ** 3 / taken / 1e12
     return Ceilings(2 * source.numel() / seconds / 1e9, rates)
 
 
@@ -132,7 +134,7 @@ def roofline_seconds(cost: Cost, case: Case, ceilings: Ceilings) -> float:
         case: Gives the batch size, the precision and the phase.
         ceilings: Of the device, with the rate of the case's precision.
     """
-    rate = ceilings.rate(case.precision) * 1e12
+    rate = ceilings.product_tflops(case.precision) * 1e12
     width = DTYPES[case.precision].itemsize
     elements = 2 * cost.outputs * case.batch_size + cost.parameters
     least = max(cost.flops * case.batch_size / rate, elements * width / (ceilings.copy_gb_s * 1e9))

@@ -35,6 +35,11 @@ def processor(run: Run) -> float:
     return time.process_time() - start
 
 
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """While it is entered, a CUDA device is the one whose events and streams torch makes; of a CPU, nothing."""
+    return torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext()
+
+
 def device_events(run: Run, *, waits: bool = True) -> float:
     """Seconds from an idle CUDA device to the end of its work: small work waits for the host to launch it."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -48,15 +53,10 @@ def device_events(run: Run, *, waits: bool = True) -> float:
 
 
 def clock_of(device: torch.device) -> Clock:
-    """What times small work there: the time of one thread, of several the wall's, or the device's own events."""
-    if device.type != 'cpu':
-        return device_events
-    return processor if torch.get_num_threads() == 1 else wall
-
-
-def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """While it is entered, a CUDA device is the one whose events and streams are used."""
-    return torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext()
+    """What times work there: the processor's time of one thread, the wall's of more, or the device's own events."""
+    if device.type == 'cpu':
+        return processor if torch.get_num_threads() == 1 else wall
+    return device_events
 
 
 def device_work(run: Run) -> float:

@@ -1,6 +1,7 @@
 """`timm-miil bench`: how fast networks are here."""
 import argparse
 import math
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,24 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--full', action='store_true', help='all forms of a network and no limit of time')
     parser.add_argument('--minutes', type=float, default=10, help='begin no group after these (default: %(default)s)')
     parser.add_argument('--seconds', type=float, default=5, help='of the rounds of a group (default: %(default)s)')
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument(
+    parser.add_argument(
         '--profile', action='store_true', help='instead, list the operators that take most time in each case')
-    instead.add_argument(
+    parser.add_argument(
         '--largest-batch', type=int, metavar='LIMIT',
         help='instead, search the largest batch of each case that memory holds, up to this')
 
 
 def run(ns: argparse.Namespace) -> int:
     """Measure; 1 if a case failed, or is slower than --fail-above allows."""
-    _check_words(ns)
+    _check_flags(ns)
     _check_models(ns.models)
     before = _read_earlier(ns.against) if ns.against else []  # before the minutes: a wrong file is told at once
     device = parse_device(ns.device)
     if device.type not in ('cpu', 'cuda'):
         raise ValueError(f'--device must be the CPU or a CUDA device, whose clocks are known, got {str(device)!r}.')
-    if device.index is not None and device.type == 'cuda':
-        torch.cuda.set_device(device)  # events and streams are of the current one
     groups = _plan(ns, device.type == 'cuda')
     if ns.profile:
         return _profile(ns, device, groups)
@@ -81,16 +79,21 @@ def run(ns: argparse.Namespace) -> int:
     return int(status or any(row['status'] == 'failed' for row in result.rows))
 
 
-def _check_words(ns: argparse.Namespace) -> None:
+def _check_flags(ns: argparse.Namespace) -> None:
     if ns.fail_above is not None and ns.against is None:
         raise ValueError('--fail-above needs --against, the table to compare with.')
-    if ns.against is not None and (ns.profile or ns.largest_batch is not None):
-        raise ValueError('--against compares times, and --profile and --largest-batch measure none; leave one out.')
-    check_range(minutes=ns.minutes, seconds=ns.seconds, low=0.0, high=math.inf)
+    if ns.profile and ns.largest_batch is not None:
+        raise ValueError('--profile and --largest-batch are two questions; ask one at a time.')
+    if ns.against and (ns.profile or ns.largest_batch is not None):
+        raise ValueError('--against compares times, which --profile and --largest-batch do not measure.')
     if ns.largest_batch is not None:
-        check_positive(largest_batch=ns.largest_batch)
-    if ns.output is not None and (ns.output.is_dir() or not ns.output.absolute().parent.is_dir()):
-        raise ValueError(f'--output must be a file in a folder that is there, got {str(ns.output)!r}.')
+        check_positive(**{'--largest-batch': ns.largest_batch})
+    for flag, value in (('--minutes', ns.minutes), ('--seconds', ns.seconds), ('--fail-above', ns.fail_above)):
+        if value is not None:
+            check_range(low=math.ulp(0.0), high=math.inf, **{flag: value})
+    folder = ns.output.parent if ns.output else Path()
+    if ns.output and (ns.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
+        raise ValueError(f'--output must be a file in a folder that can be written to, got {str(ns.output)!r}.')
 
 
 def _check_models(names: list[str]) -> None:
@@ -128,9 +131,10 @@ def _profile(ns: argparse.Namespace, device: torch.device, groups: list[list[ben
     for case in (case for group in groups for case in group):
         try:
             found = bench.profile_case(case, device, optimize=inference.optimize_for_inference)
-        except Exception as error:  # whatever a network may raise; the others are profiled
-            status |= not isinstance(error, bench.UnsupportedCase)
-            _note(f'{case.model} {case.form}: {cut(str(error))}')
+        except Exception as error:  # a network, a compiler, a driver may raise anything; the others are still profiled
+            is_failure = not isinstance(error, bench.UnsupportedCase)
+            _note(f'{case.model} {case.form}: ' + cut(f'{type(error).__name__}: {error}' if is_failure else str(error)))
+            status |= is_failure
             continue
         print(f'{printable(case.model)} {case.phase} {case.form} {case.image_size} px, batch {case.batch_size}')
         for row in found:

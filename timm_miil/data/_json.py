@@ -16,6 +16,7 @@ CHUNK = 1 << 20  # characters
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r'[ \t\n\r]*')
+_REST_OF_NUMBER = re.compile(r'[-+.eE0-9]*')
 
 
 def read_columns(path: Path, tables: Mapping[str, Mapping[str, type]]) -> dict[str, Columns]:
@@ -97,7 +98,9 @@ class _Text:
                 if not self._read_on():
                     raise ValueError(f'{error.msg} at character {where}') from error
             else:
-                if end < len(self.part) or not self._read_on():  # a number may go on behind the part
+                # A number may go on behind the part; of `-0.` and `1e+` that ends in one, the decoder takes the digits.
+                rest = _REST_OF_NUMBER.match(self.part, end).end()  # type: ignore[union-attr]
+                if rest < len(self.part) or not self._read_on():
                     self.place = end
                     return value
 

@@ -101,17 +101,17 @@ class _Inputs(Dataset[InputBatch]):
     def __getitems__(self, chunks: list[_Chunk]) -> InputBatch:
         [chunk] = chunks
         files: dict[str, IO[bytes]] = {}
-        with contextlib.ExitStack() as stack:
-            read = [self._read(picture, files, stack) for picture in chunk.pictures]
+        errors: list[str] = []
         images = None
-        if shown := [one for one in read if isinstance(one, Tensor)]:
-            images = torch.zeros(len(read), *shown[0].shape, dtype=shown[0].dtype)
-            for place, one in enumerate(read):
-                if isinstance(one, Tensor):
-                    images[place] = one
-        paths = [picture.path for picture in chunk.pictures]
-        return InputBatch(
-            chunk.part, chunk.is_last, paths, [one if isinstance(one, str) else '' for one in read], images)
+        with contextlib.ExitStack() as stack:
+            for place, picture in enumerate(chunk.pictures):
+                read = self._read(picture, files, stack)
+                errors.append(read if isinstance(read, str) else '')
+                if isinstance(read, Tensor):
+                    if images is None:
+                        images = torch.zeros(len(chunk.pictures), *read.shape, dtype=read.dtype)
+                    images[place] = read
+        return InputBatch(chunk.part, chunk.is_last, [picture.path for picture in chunk.pictures], errors, images)
 
     def _read(self, picture: Picture, files: dict[str, IO[bytes]], stack: contextlib.ExitStack) -> Tensor | str:
         member = picture.member

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from timm_miil._checks import check_choice, check_class_settings, check_paths, check_positive, check_range, cut
 from timm_miil._errors import PredictionError
 from timm_miil.data import read_word_vectors
+from timm_miil.inference._selection import select_classes
 from timm_miil.inference.images import load_image, read_input
 from timm_miil.inference.load import (
     ACTIVATIONS, DEFAULT_ZERO_SHOT_MODEL, Activation, check_label_names, default_activation, find_label_names,
@@ -332,16 +333,10 @@ class Tagger:
             if self.temperatures is not None:
                 logits = logits / logits.new_tensor(self.temperatures)
             confidence = logits.sigmoid() if self.activation == 'sigmoid' else logits.softmax(dim=1)
-            confidence, order = confidence.sort(dim=1, descending=True, stable=True)
+            found = select_classes(confidence, confidence.new_tensor(self.thresholds), self.topk)
         return [
-            self._select(*row) if finite else None
-            for finite, *row in zip(is_finite, confidence.tolist(), order.tolist())]
-
-    def _select(self, confidence: list[float], order: list[int]) -> tuple[Tag, ...]:
-        kept = (
-            Tag(self.label_names[index], value, index)
-            for value, index in zip(confidence, order) if value >= self.thresholds[index])
-        return tuple(itertools.islice(kept, self.topk))
+            tuple(Tag(self.label_names[index], value, index) for value, index in row) if finite else None
+            for finite, row in zip(is_finite, found)]
 
 
 def _check_settings(

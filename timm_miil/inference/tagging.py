@@ -6,6 +6,7 @@ and the settings say; so each picture is tagged exactly once, whatever is killed
 """
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -32,7 +33,8 @@ PART_SIZE = 4096
 RESULT_FORMATS = tuple(FORMATS)
 RUN_FILE = 'run.json'
 SUMMARY_FILE = 'summary.json'
-LOCK_SECONDS = 5.0
+LOCK_FILE = '.lock'    # of the first process; the others have '.lock-1', ...
+LOCK_SECONDS = 10.0    # workers of a killed process outlive it by 5, and may hold its lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +137,8 @@ def tag_to_folder(
     folder, paths = Path(folder), list(paths)
     settings = _settings(tagger, model, format, part_size)
     with contextlib.ExitStack() as stack:
-        inputs, missing = _agree(share, lambda: _begin(stack, paths, folder, settings, part_size, format))
+        begin = functools.partial(_begin, stack, paths, folder, settings, part_size, format)
+        inputs, missing = begin() if share.count == 1 else _agree(stack, share, folder, begin)
         mine = missing[share.index::share.count]
         batches = input_batches(
             folder, inputs, mine, part_size, transform=tagger.transform, batch_size=batch_size, workers=num_workers,
@@ -164,10 +167,10 @@ def _settings(tagger: Tagger, model: str, format: str, part_size: int) -> dict[s
         'format': format, 'part_size': part_size}
 
 
-def _agree(share: Share, begin: Callable[[], tuple[InputList, list[int]]]) -> tuple[InputList, list[int]]:
+def _agree(
+        stack: contextlib.ExitStack, share: Share, folder: Path, begin: Callable[[], tuple[InputList, list[int]]],
+) -> tuple[InputList, list[int]]:
     """What the first process has found at the start, in every process; or its error. Nothing is exchanged later."""
-    if share.count == 1:
-        return begin()
     found: list[Any] = [None, None]
     if share.index == 0:
         try:
@@ -177,7 +180,15 @@ def _agree(share: Share, begin: Callable[[], tuple[InputList, list[int]]]) -> tu
     require('accelerate.utils').broadcast_object_list(found)
     if found[1] is not None:
         raise found[1]
+    if share.index:
+        stack.enter_context(_lock(folder, f'{LOCK_FILE}-{share.index}'))
+    require('accelerate.utils').wait_for_everyone()  # or the first might end, and another run begin, before that
     return found[0]
+
+
+def _lock(folder: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    words = f'another run works in {folder}; wait for its end, or choose another folder.'
+    return locked(folder / name, seconds=LOCK_SECONDS, words=words)
 
 
 def _begin(
@@ -186,8 +197,10 @@ def _begin(
 ) -> tuple[InputList, list[int]]:
     """Find the list and the parts to make; the run is this one's as long as the stack is open."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = f'another run works in {folder}; wait for its end, or choose another folder.'
-    stack.enter_context(locked(folder / '.lock', seconds=LOCK_SECONDS, words=words))
+    stack.enter_context(_lock(folder, LOCK_FILE))
+    for other in sorted(folder.glob(f'{LOCK_FILE}-*')):  # of a run whose first process has ended, and not all others
+        with _lock(folder, other.name):
+            pass
     run = folder / RUN_FILE
     if run.exists():
         inputs = _resume(run, settings, paths)
