@@ -82,7 +82,7 @@ def measure_groups(
                 continue
             if ceilings is None:
                 precisions = 'fp32', 'bf16', *(('tf32',) if device.type == 'cuda' else ())
-                ceilings = measure_ceilings(device, precisions=precisions)
+                ceilings = measure_ceilings(device, precisions=precisions, seconds=min(seconds, 1.0))
             done = [row | stamp for row in measure_group(
                 group, device, ceilings=ceilings, optimize=optimize, seconds=seconds)]
             if journal:

@@ -3,6 +3,7 @@
 The roofline model (Williams et al., 2009): work can end no sooner than its arithmetic at the machine's measured rate of
 matrix products, nor than its bytes at the measured bandwidth of a copy.
 """
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_miil.bench.cases import Case
-from timm_miil.bench.timing import clock_of, current
+from timm_miil.bench.timing import Clock, Run, clock_of, current
 
 __all__ = ['Ceilings', 'Cost', 'count_cost', 'float32_products', 'measure_ceilings', 'roofline_seconds']
 
@@ -55,29 +56,36 @@ class Cost:
 
 
 def measure_ceilings(
-        device: torch.device, *, precisions: Sequence[str] = ('fp32', 'bf16'), small: bool = False) -> Ceilings:
-    """Measure the limits of a device, by the fastest of ten runs.
+        device: torch.device, *, precisions: Sequence[str] = ('fp32', 'bf16'), seconds: float = 1.0) -> Ceilings:
+    """Measure the limits of a device, by the fastest of ten runs or more.
 
     Args:
         device: Where; the CPU with the threads that torch has now.
         precisions: Of those of a `Case`; 'amp_bf16' has the rate of 'bf16'.
-        small: Whether to measure with sizes for a CPU, which is also done on a CPU.
+        seconds: How long each limit is tried at least: on a shared machine a moment may be a bad one.
     """
-    is_small = small or device.type == 'cpu'
+    is_small = device.type == 'cpu'
     clock = clock_of(device)
     width = 1024 if is_small else 8192
     rates = {}
     with current(device):
         source = torch.ones(2 ** (24 if is_small else 28), dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        seconds = min(clock(lambda: target.copy_(source)) for _ in range(10))
+        copy_seconds = _fastest(clock, lambda: target.copy_(source), seconds)
         for precision in precisions:
             # Random: equal bits switch so little that a card runs at a higher clock than any network sees.
             matrix = torch.randn(width, width, dtype=DTYPES[precision], device=device)
             with float32_products(device, precision):
-                taken = min(clock(lambda: matrix @ matrix) for _ in range(10))
+                taken = _fastest(clock, lambda: matrix @ matrix, seconds)
             rates[precision] = 2 * width ** 3 / taken / 1e12
-    return Ceilings(2 * source.numel() / seconds / 1e9, rates)
+    return Ceilings(2 * source.numel() / copy_seconds / 1e9, rates)
+
+
+def _fastest(clock: Clock, run: Run, seconds: float) -> float:
+    end, times = time.monotonic() + seconds, [clock(run) for _ in range(10)]
+    while time.monotonic() < end:
+        times.append(clock(run))
+    return min(times)
 
 
 class float32_products:
