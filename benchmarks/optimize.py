@@ -12,7 +12,8 @@ from run import save
 from torch import Tensor, nn
 
 import timm_miil  # noqa: F401  registers our networks
-from timm_miil.bench import clock_of, compare, float32_products, place
+from timm_miil._tf32 import float32_products
+from timm_miil.bench import clock_of, compare, place
 from timm_miil.inference import optimize_for_inference
 
 MODELS = 'tresnet_l', 'resnet50', 'mobilenetv3_large_100', 'vit_base_patch16_224', 'mldecoder_tresnet_l'
@@ -71,7 +72,7 @@ def contestants(model: nn.Module, x: Tensor, precision: str, *, compiled: bool) 
 
     def runner(network: nn.Module, pictures: Tensor, cast: Callable[[], contextlib.AbstractContextManager[object]]):
         def run() -> Tensor:
-            with torch.inference_mode(), float32_products(x.device, 'fp32'), cast():
+            with torch.inference_mode(), float32_products(x.device), cast():
                 return network(pictures)
         return run
 

@@ -218,14 +218,14 @@ def main() -> None:
                 rows += measure(
                     {'read and preprocess': Way(functools.partial(read, tagger, pictures)),
                      **ways(nothing, pictures, ns.workers)}, ns.repeats, pictures, warmup=warmup, network='none')
-                save(f'tagging-{place(ns.device)}', rows, quiet=True)  # so far
+                save(f'tagging-{place(ns.device)}', rows, device=ns.device, quiet=True)  # so far
             shape = READY, pictures.batch_size, *tagger.model.pretrained_cfg['input_size']
             ready = torch.rand(shape, device=ns.device, dtype=dtype)
             batches = [batch.contiguous(memory_format=torch.channels_last) for batch in ready]
             rows += measure(
                 {'network alone': Way(functools.partial(alone, tagger, pictures, batches)),
                  **ways(tagger, pictures, ns.workers)}, ns.repeats, pictures, warmup=warmup, network=name)
-            save(f'tagging-{place(ns.device)}', rows, quiet=True)
+            save(f'tagging-{place(ns.device)}', rows, device=ns.device, quiet=True)
     for row in rows:
         print(row['network'], row['contestant'], row['images_per_second'], row['own_ms'], row['workers_ms'], sep=', ')
 

@@ -65,7 +65,7 @@ def main() -> None:
                     clock=clock_of(args.device), model=name, precision=precision, layout=layout,
                     image_size=args.image_size, batch_size=batch_size)
                 rows += [row | measured[str(row['contestant'])] for row in timed]
-                save(f'training-memory-{place(args.device)}', rows, quiet=True)  # what there is so far
+                save(f'training-memory-{place(args.device)}', rows, device=args.device, quiet=True)  # so far
                 for row in rows[-len(timed):]:
                     print(name, precision, layout, row['contestant'], row['kept_ratio'], row['ratio'], flush=True)
 

@@ -61,11 +61,12 @@ FILES = {
     '_errors': set(),
     '_extras': set(),
     '_locks': {'huggingface_hub'},
+    '_tf32': {'torch'},
     '_timm': {'timm'},
     '_version': set(),
     '_web': set(),
 }
-NOT_FOR = {'_class_tree': {'catalog'}, '_timm': {'catalog'}, '_locks': {'catalog'}, '_web': {'catalog'}}
+NOT_FOR = dict.fromkeys(('_class_tree', '_locks', '_tf32', '_timm', '_web'), {'catalog'})
 MAX_LINES = 400
 MAX_MODULES_AT_IMPORT = 60  # beyond those of `import timm`, which are 2700
 MUTATORS = {

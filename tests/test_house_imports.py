@@ -132,7 +132,7 @@ def test_import_effects_are_found(tmp_path):
 
 
 # The files of the first floor that are there for the sake of a package.
-BRINGS_ALONG = ('_class_tree', '_locks', '_timm')
+BRINGS_ALONG = ('_class_tree', '_locks', '_tf32', '_timm')
 
 
 def without_torch(root: Path) -> list[str]:

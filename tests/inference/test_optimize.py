@@ -211,18 +211,59 @@ def test_what_else_a_network_returns_is_the_same():
     assert 0 < norms(fast) < 3
 
 
-def test_what_is_allowed_to_be_rounded_is_as_it_was():
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    seen = []
+@torch.no_grad()
+def test_what_a_network_keeps_is_not_written_to():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map, self.cached = nn.Parameter(torch.rand(1, 8, 4, 4)), []
+            self.se, self.again = SEModule(8), SEModule(8)
 
-    class Looking(nn.Conv2d):
         def forward(self, x):
-            seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-            return super().forward(x)
+            if not self.cached:
+                self.cached.append(x * 2)
+            return x + self.se(self.map) + self.again(x=self.cached[0]) + self.again(self.cached[0])
 
-    optimize_for_inference(Looking(3, 3, 1), example_input=torch.rand(1, 3, 4, 4))
-    assert set(seen) == {(False, False)} and before[1]
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    model, x = Cached().eval(), torch.rand(1, 8, 4, 4)
+    fast = optimize_for_inference(model, example_input=x)
+    for _ in range(3):
+        torch.testing.assert_close(fast(x), model(x))
+
+
+@torch.no_grad()
+def test_flat_and_deep_convolutions_in_one_network():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat, self.deep, self.norm = nn.Conv2d(3, 4, 1), nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2)
+
+        def forward(self, x):
+            return self.norm(self.deep(self.flat(input=x).unsqueeze(1)))
+
+    model, x = Both().eval(), torch.rand(2, 3, 4, 4)
+    fast = optimize_for_inference(model, example_input=x)
+    torch.testing.assert_close(fast(x), model(x))
+    assert norms(fast) == 0 and fast.flat.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_value_that_a_dtype_cannot_hold_is_told():
+    model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3))
+    model[1].running_var.fill_(1e5)
+    with pytest.raises(ValueError, match='float16 cannot hold the values of 1.running_var; take bfloat16'):
+        optimize_for_inference(model, dtype=torch.float16, example_input=torch.rand(1, 3, 4, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('precision', ['highest', 'high'])
+def test_tf32_is_off_while_outputs_are_compared_and_as_it_was_after(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        model = timm.create_model('mobilenetv3_small_050').eval().cuda()
+        assert norms(optimize_for_inference(model)) == 0
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.no_grad()

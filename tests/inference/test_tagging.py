@@ -2,6 +2,7 @@
 import copy
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -158,11 +159,13 @@ def test_what_is_missing_is_made_again_and_nothing_else(pictures, tagger, undist
     for name in ('part-000002.jsonl', 'part-000009.jsonl'):
         (tmp_path / name).unlink()
         del kept[name]
-    (tmp_path / '.part-000002.jsonl-abc').write_text('half')
+    left = [tmp_path / name for name in ('.part-000002.jsonl-abc', '.inputs.jsonl-abc', '.summary.json-abc')]
+    for path in left:
+        path.write_text('half')
     made = []
     assert run(tagger, [pictures], tmp_path, on_part=lambda *counts: made.append(counts)).pictures == NUM_PICTURES
     assert made == [(1, 2), (2, 2)]
-    assert parts(tmp_path) == undisturbed and not list(tmp_path.glob('.part-*'))
+    assert parts(tmp_path) == undisturbed and not any(path.exists() for path in left)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
 
 
@@ -278,6 +281,28 @@ def test_a_reading_process_that_is_ended_from_outside_is_told(pictures, tagger, 
     with pytest.raises(PredictionError, match='one of 1 processes that read pictures was ended .* fewer workers'):
         run(deadly, [pictures], tmp_path, num_workers=1)
     assert not parts(tmp_path)
+
+
+def test_one_that_is_ended_while_the_network_works_is_told_alike(pictures, tagger, tmp_path):
+    slow = copy.copy(tagger)
+
+    def ended(inputs):
+        [child] = multiprocessing.active_children()
+        child.kill()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.01)  # torch's own handler of signals raises here
+
+    slow.scores = ended
+    with pytest.raises(PredictionError, match='one of 1 processes that read pictures was ended .* fewer workers'):
+        run(slow, [pictures], tmp_path, num_workers=1)
+
+
+def test_parts_of_a_run_that_has_lost_its_settings_are_not_taken_over(pictures, tagger, tmp_path):
+    run(tagger, [pictures], tmp_path)
+    (tmp_path / 'run.json').unlink()
+    with pytest.raises(ValueError, match='has parts of a run without its run.json; choose another folder'):
+        run(tagger, [pictures], tmp_path)
 
 
 def test_a_folder_without_pictures_is_an_error(tagger, tmp_path):

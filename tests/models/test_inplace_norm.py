@@ -112,6 +112,17 @@ def test_what_a_slope_takes_from_float16_is_not_inverted():
     torch.testing.assert_close(gradients(ours, x, grad), gradients(plain, x, grad), rtol=1e-4, atol=1e-4)
 
 
+def test_no_picture_has_no_gradient_and_ends_nothing():
+    plain, ours = norms(LEAKY)
+    x, grad = drawn(0, 6, 3, 3), drawn(0, 6, 3, 3)
+    torch.testing.assert_close(gradients(ours.eval(), x, grad), gradients(plain.eval(), x, grad))
+
+
+def test_what_is_converted_stays_so():
+    model = nn.Sequential(BatchNormAct2d(6, **LEAKY))
+    assert [convert_to_inplace_norm(model) for _ in range(2)] == [1, 0]
+
+
 def test_statistics_that_are_switched_off_stay():
     for module in norms(LEAKY):
         module.track_running_stats = False

@@ -7,8 +7,7 @@ from timm_miil.bench.journal import Journal, read_table, write_table
 from timm_miil.bench.measuring import (
     COLUMNS, BenchResult, find_largest_batch, measure_group, measure_groups, search_batch)
 from timm_miil.bench.operators import profile_case
-from timm_miil.bench.roofline import (
-    Ceilings, Cost, count_cost, float32_products, measure_ceilings, roofline_seconds)
+from timm_miil.bench.roofline import Ceilings, Cost, count_cost, measure_ceilings, roofline_seconds
 from timm_miil.bench.timing import (
     Clock, Run, clock_of, clocks_of, compare, device_events, device_work, itself, processor, quartiles, wall)
 
@@ -16,7 +15,7 @@ __all__ = [
     'BenchResult', 'CASE_COLUMNS', 'COLUMNS', 'Case', 'Ceilings', 'Change', 'Clock', 'Cost', 'Journal', 'LAYOUTS',
     'MODES', 'Optimize', 'PHASES', 'PRECISIONS', 'Run', 'UnsupportedCase', 'VARIANTS', 'build_model', 'build_run',
     'clock_of', 'clocks_of', 'compare', 'compare_tables', 'count_cost', 'device_events', 'device_work', 'environment',
-    'find_largest_batch', 'float32_products', 'is_out_of_memory', 'itself', 'measure_ceilings', 'measure_group',
+    'find_largest_batch', 'is_out_of_memory', 'itself', 'measure_ceilings', 'measure_group',
     'measure_groups', 'place', 'plan_groups', 'processor', 'profile_case', 'quartiles', 'read_table',
     'roofline_seconds', 'search_batch', 'wall', 'write_table',
 ]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from timm_miil._tf32 import float32_products
 from timm_miil.bench.cases import Case
-from timm_miil.bench.roofline import float32_products
 from timm_miil.bench.timing import Run, current
 
 __all__ = [
@@ -98,7 +98,7 @@ def build_run(case: Case, device: torch.device, *, optimize: Optimize | None = N
     step = _training_step(model, images, case) if case.phase == 'training' else _forward(model, images, case)
 
     def run() -> object:
-        with float32_products(device, case.precision):
+        with float32_products(device, tf32=case.precision == 'tf32'):
             return step()
     return run
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from timm_miil._tf32 import float32_products
 from timm_miil.bench.cases import Case
 from timm_miil.bench.timing import Clock, Run, clock_of, current
 
-__all__ = ['Ceilings', 'Cost', 'count_cost', 'float32_products', 'measure_ceilings', 'roofline_seconds']
+__all__ = ['Ceilings', 'Cost', 'count_cost', 'measure_ceilings', 'roofline_seconds']
 
 MATRIX_OPS = frozenset({'convolution', 'addmm', 'mm', 'bmm', 'baddbmm', 'linear'})
 DTYPES = {'fp32': torch.float32, 'tf32': torch.float32, 'amp_bf16': torch.bfloat16, 'bf16': torch.bfloat16}
@@ -75,7 +76,7 @@ def measure_ceilings(
         for precision in precisions:
             # Random: equal bits switch so little that a card runs at a higher clock than any network sees.
             matrix = torch.randn(width, width, dtype=DTYPES[precision], device=device)
-            with float32_products(device, precision):
+            with float32_products(device, tf32=precision == 'tf32'):
                 taken = _fastest(clock, lambda: matrix @ matrix, seconds)
             rates[precision] = 2 * width ** 3 / taken / 1e12
     return Ceilings(2 * source.numel() / copy_seconds / 1e9, rates)
@@ -86,23 +87,6 @@ def _fastest(clock: Clock, run: Run, seconds: float) -> float:
     while time.monotonic() < end:
         times.append(clock(run))
     return min(times)
-
-
-class float32_products:
-    """While it is entered, float32 products of a CUDA device are exact, or of TF32 inputs for 'tf32'."""
-
-    def __init__(self, device: torch.device, precision: str) -> None:
-        self.is_set = device.type != 'cpu'
-        self.allow = precision == 'tf32'
-
-    def __enter__(self) -> None:
-        if self.is_set:
-            self.before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.allow
-
-    def __exit__(self, *error: object) -> None:
-        if self.is_set:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.before
 
 
 def count_cost(model: nn.Module, images: Tensor) -> Cost:

@@ -15,7 +15,7 @@ from timm_miil._errors import PredictionError
 from timm_miil.inference._input_list import InputList, Picture, read_part
 from timm_miil.inference.images import read_input
 
-__all__ = ['InputBatch', 'input_batches']
+__all__ = ['InputBatch', 'input_batches', 'readers_watched']
 
 
 class _Chunk(NamedTuple):
@@ -60,27 +60,29 @@ def input_batches(
         batch_size: Pictures of a batch; fewer at the end of a part.
         workers: Processes that read; 0 for this one.
         pin: Whether images come in pinned memory.
-
-    Raises:
-        PredictionError: If a worker is ended from outside.
     """
     chunks = _chunks(folder, inputs, parts, part_size, batch_size)
     loader = DataLoader(
         _Inputs(transform), batch_sampler=([chunk] for chunk in chunks), num_workers=workers,
         collate_fn=_itself, pin_memory=pin, worker_init_fn=_outlive_interrupt, generator=torch.Generator())
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if 'DataLoader worker' not in str(error) or 'exited unexpectedly' not in str(error):
-                raise
-            raise PredictionError(
-                f'one of {workers} processes that read pictures was ended from outside, as happens when memory or '
-                f'/dev/shm is full; start again with fewer workers, what is finished stays.') from error
-        yield batch
+    return iter(loader)
+
+
+@contextlib.contextmanager
+def readers_watched(workers: int) -> Iterator[None]:
+    """Say what has happened when a worker is ended from outside, which torch tells at any moment of the work.
+
+    Raises:
+        PredictionError: If one is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise PredictionError(
+            f'one of {workers} processes that read pictures was ended from outside, as happens when memory or '
+            f'/dev/shm is full; start again with fewer workers, what is finished stays.') from error
 
 
 def _chunks(

@@ -1,7 +1,6 @@
 """A copy of a network that computes the same for less: norms folded into layers, channels last, 16-bit weights."""
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeGuard, cast
 
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from timm_miil._checks import check_choice
 from timm_miil._errors import PredictionError
+from timm_miil._tf32 import float32_products
 from timm_miil._timm import SqueezeExcite, get_model_input_config
 from timm_miil.inference.load import input_like, uncompiled
 
@@ -72,7 +72,8 @@ def optimize_for_inference(
 
     Raises:
         TypeError: If model is no module.
-        ValueError: If dtype is another, or there is no example_input for a network that does not say its input's size.
+        ValueError: If dtype is another or cannot hold a value of the network, or there is no example_input for a
+            network that does not say its input's size.
         PredictionError: If the network does not run on the example.
 
     Example:
@@ -88,12 +89,16 @@ def optimize_for_inference(
     model = uncompiled(model)
     plain = copy.deepcopy(model).eval()
     example = _example(plain) if example_input is None else example_input
-    with torch.no_grad(), _exact_products():
+    with torch.no_grad(), float32_products(example.device):  # TF32's rounding would hide whether outputs are the same
         fast = _improved(plain, example)
         _use_linear(fast, example)
-        if channels_last and any(isinstance(module, nn.Conv2d) for module in fast.modules()):
-            fast = fast.to(memory_format=torch.channels_last)
+        for module in fast.modules() if channels_last else ():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+        finite = {name for name, tensor in _tensors(fast) if tensor.isfinite().all()}
         fast = fast.to(device=device, dtype=dtype)
+        if lost := [name for name, tensor in _tensors(fast) if name in finite and not tensor.isfinite().all()]:
+            raise ValueError(f'dtype {dtype} cannot hold the values of {lost[0]}; take bfloat16 or float32.')
     fast.register_forward_pre_hook(_convert_input)
     return fast.requires_grad_(False)
 
@@ -106,18 +111,8 @@ def _example(model: nn.Module) -> Tensor:
     return values.to(input_like(model))
 
 
-@contextlib.contextmanager
-def _exact_products() -> Iterator[None]:
-    """Without TF32, whose rounding would hide whether outputs are the same."""
-    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = False
-        yield
-    finally:
-        for backend, allowed in zip(backends, before):
-            backend.allow_tf32 = allowed
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _improved(plain: nn.Module, example: Tensor) -> nn.Module:
@@ -142,8 +137,10 @@ def _changed(model: nn.Module, changes: Sequence[Change], example: Tensor, expec
     try:
         for change in changes:
             change(changed)
-        if _is_close(changed(example), expected):
+        if all(_is_close(changed(example), expected) for _ in range(2)):  # what it keeps may be changed by the first
             return changed
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # a network that reads its own norms, or timm's fusing of one that it does not know
         pass
     if len(changes) == 1:
@@ -281,12 +278,16 @@ def _find_scales(model: nn.Module, example: Tensor) -> list[Change]:
     inside: dict[str, tuple[int, int]] = {}     # module -> its input, and how often that was read when it had ended
     handles = []
 
+    kept = {tensor.untyped_storage().data_ptr() for _, tensor in [('', example), *_tensors(model)]}
+
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        uses.watch(inputs[0])
+        for x in inputs:  # one, or none where it is given by name
+            uses.watch(x)
 
     def after(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        is_own = inputs[0].untyped_storage().data_ptr() != example.untyped_storage().data_ptr()
-        inside[name] = id(inputs[0]), uses.counts[id(inputs[0])] if is_own and name not in inside else -1
+        for x in inputs:
+            is_own = x.untyped_storage().data_ptr() not in kept
+            inside[name] = id(x), uses.counts[id(x)] if is_own and name not in inside else -1
 
     for name, module in model.named_modules():
         if type(module) in SQUEEZES and not getattr(module, 'add_maxpool', False) and not (
@@ -320,7 +321,7 @@ def _use_linear(model: nn.Module, example: Tensor) -> None:
     found, handles = set(), []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0].shape[2:] == (1, 1):
+        if inputs and inputs[0].shape[2:] == (1, 1):
             found.add(module)
 
     for module in model.modules():

@@ -6,6 +6,7 @@ and the settings say; so each picture is tagged exactly once, whatever is killed
 """
 import contextlib
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -21,7 +22,7 @@ from timm_miil._atomic import whole_file
 from timm_miil._checks import check_choice, check_not_negative, check_paths, check_positive, shown
 from timm_miil._extras import require
 from timm_miil._locks import locked
-from timm_miil.inference._input_batches import InputBatch, input_batches
+from timm_miil.inference._input_batches import InputBatch, input_batches, readers_watched
 from timm_miil.inference._input_list import FILE, InputList, hash_sources, write_list
 from timm_miil.inference._result_files import FORMATS, count_rows, part_path, write_part
 from timm_miil.inference.load import input_like
@@ -78,8 +79,10 @@ def find_share(*, cpu: bool = False) -> Share:
     """
     if int(os.environ.get('WORLD_SIZE', '1')) < 2:
         return Share()
-    # Told so, Accelerate joins processes that were launched where there is no accelerator.
-    state = require('accelerate').PartialState(cpu=cpu or not torch.accelerator.is_available())
+    # Told so, Accelerate joins processes that were launched where there is no accelerator. While the first lists a
+    # million pictures the others wait, longer than the ten minutes that are usual.
+    state = require('accelerate').PartialState(
+        cpu=cpu or not torch.accelerator.is_available(), timeout=datetime.timedelta(days=1))
     return Share(state.process_index, state.num_processes, state.device)
 
 
@@ -145,6 +148,7 @@ def tag_to_folder(
             pin=input_like(tagger.model).device.type == 'cuda')
         rows: list[Prediction] = []
         done = 0
+        stack.enter_context(readers_watched(num_workers))
         for batch, scores in _score(tagger, batches):
             rows += _predictions(tagger, batch, scores)
             if batch.is_last:
@@ -175,7 +179,7 @@ def _agree(
     if share.index == 0:
         try:
             found[0] = begin()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the others must not wait for what does not come
             found[1] = error
     require('accelerate.utils').broadcast_object_list(found)
     if found[1] is not None:
@@ -205,12 +209,15 @@ def _begin(
     if run.exists():
         inputs = _resume(run, settings, paths)
     else:
+        if any(folder.glob('part-*')):
+            raise ValueError(f'{folder} has parts of a run without its {RUN_FILE}; choose another folder.')
         inputs = write_list(paths, folder, part_size)
         if not inputs.pictures:
             raise FileNotFoundError('no pictures found; folders are searched for pictures and .tar files.')
         _write_json(run, {'settings': settings, 'inputs': inputs._asdict()})
-    for left in folder.glob('.part-*'):  # of a process that was killed while it wrote
-        left.unlink(missing_ok=True)
+    for name in ('part', FILE, RUN_FILE, SUMMARY_FILE):
+        for left in folder.glob(f'.{name}-*'):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
     there = {path.name for path in folder.glob('part-*')}
     return inputs, [
         part for part in range(len(inputs.offsets)) if part_path(folder, part, format).name not in there]
@@ -246,7 +253,7 @@ def _score(tagger: Tagger, batches: Iterable[InputBatch]) -> Iterator[tuple[Inpu
             scores = tagger.scores(batch.images)
             if scores.device.type == 'cuda':
                 scores = scores.to('cpu', non_blocking=True)  # behind its batch, and not behind the next one
-                event = torch.accelerator.current_stream().record_event()
+                event = torch.accelerator.current_stream(scores.device).record_event()
         if waiting is not None:
             yield _arrived(*waiting)
         waiting = batch, scores, event

@@ -69,7 +69,7 @@ class InplaceNormAct2d(BatchNormAct2d):
         is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         # Refused by timm's layer, in its words.
         is_wrong = x.ndim != 4 or x.shape[1] != self.num_features or batch_statistics and x.numel() <= x.shape[1]
-        if is_traced or is_wrong or x.is_meta or not torch.is_grad_enabled():
+        if is_traced or is_wrong or x.is_meta or not x.numel() or not torch.is_grad_enabled():
             return cast(Tensor, super().forward(x))
         momentum = self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -103,7 +103,7 @@ def convert_to_inplace_norm(model: nn.Module) -> int:
         60
     """
     found = [module for module in model.modules() if type(module) is BatchNormAct2d and _can_be_inverted(module)]
-    if not found:
+    if not found and not any(isinstance(module, InplaceNormAct2d) for module in model.modules()):
         raise ValueError(
             f"{type(model).__name__} has no norm that could be converted; take a network of timm's BatchNormAct2d with "
             f'leaky ReLUs, such as TResNet, before its norms become those of many processes.')
