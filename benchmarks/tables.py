@@ -187,6 +187,56 @@ def milliseconds(row: Row) -> str:
     return f'{value:.3g}' if value < 100 else f'{value:.0f}'
 
 
+def pivot(
+        question: str, case: Callable[[Row], str], cell: Callable[[Row], str], ways: Iterable[str] = (),
+        keep: Callable[[Row], bool] = lambda row: True) -> str:
+    """A row a case, a column a contestant."""
+    cases: dict[str, dict[str, Row]] = {}
+    for row in filter(keep, rows_of(question)):
+        cases.setdefault(case(row), {})[row['contestant']] = row
+    names = list(ways) or list(dict.fromkeys(name for found in cases.values() for name in found))
+    return as_markdown(
+        ('', *names), ([name, *(cell(found[way]) if way in found else '' for way in names)]
+                       for name, found in cases.items()))
+
+
+def with_quartiles(row: Row) -> str:
+    """A ratio and its quartiles."""
+    return f'{float(row["ratio"]):.3f} ({float(row["ratio_q1"]):.3f} to {float(row["ratio_q3"]):.3f})'
+
+
+def three_digits(row: Row) -> str:
+    """A ratio, and the milliseconds."""
+    return f'{float(row["ratio"]):.3g} ({float(row["median_ms"]):.2g} ms)'
+
+
+def semantic(place: str) -> str:
+    """Time of the semantic softmax by that of the published loop."""
+    return pivot(
+        f'semantic-softmax-{place}',
+        lambda row: ', '.join(filter(None, [row['dtype'], f'batch {row["batch_size"]}', row.get('timed')])),
+        three_digits)
+
+
+def distillation(place: str) -> str:
+    """A training step with a teacher by that of the student alone; what compiles was measured by itself."""
+    rows: dict[str, Row] = {}
+    for row in rows_of(f'distillation-{place}'):
+        rows.setdefault(row['contestant'], row)
+    return as_markdown(
+        ('', 'time', 'pictures/s', 'most memory, MiB'),
+        ([name, with_quartiles(row), row['images_per_second'], row['peak_mib']]
+         for name, row in rows.items()))
+
+
+def load() -> str:
+    """Loading a network with its weights, beside timm."""
+    return as_markdown(
+        ('', 'time', "of timm's", "on the wall, of timm's", 'peak memory', "of timm's"),
+        ([row['contestant'], f'{float(row["median_ms"]):.0f} ms', with_quartiles(row), row['wall_ratio'],
+          f'{float(row["peak_mb"]):.0f} MB', row['peak_ratio']] for row in rows_of('load-cpu')))
+
+
 def by_contestant(cases: dict[str, dict[str, Row]], ways: Iterable[str]) -> str:
     """A row a case, a column a contestant, ours in bold."""
     names = [way for way in ways if any(way in found for found in cases.values())]
@@ -208,6 +258,19 @@ CSL = 'sort formula', 'ours', 'ours compiled', 'bytes alone'
 TABLES: dict[str, Callable[[], str]] = {
     'claims': claims, 'systems': systems, 'throughput': throughput, 'training': training, 'optimize': optimize,
     'training_memory': training_memory, 'tagging': tagging,
+    'load': load, 'semantic_cpu': partial(semantic, 'cpu'), 'semantic_h100': partial(semantic, H100),
+    'distillation_cpu': partial(distillation, 'cpu'), 'distillation_h100': partial(distillation, H100),
+    'autoload': partial(
+        pivot, 'autoload', lambda row: row['code'], lambda row: f'{with_quartiles(row)}, {row["median_ms"]} ms',
+        ('not installed', 'installed', 'switched off'), lambda row: 'after' not in row['code']),
+    'reading': partial(pivot, 'training-reading-cpu', lambda row: row['case'], with_quartiles, ('engine',)),
+    'steps': partial(pivot, 'training-steps-cpu', lambda row: row['case'], with_quartiles, ('by hand', 'engine')),
+    'loaders': partial(
+        pivot, 'in21k-loader-cpu', lambda row: f'{row["workers"]} workers', lambda row: row['images_per_second'], (),
+        lambda row: row['case'] == 'loaders'),
+    'stages': partial(
+        pivot, 'in21k-loader-cpu', lambda row: row['case'].removeprefix('stages of '),
+        lambda row: row['stage_microseconds'], (), lambda row: row['case'].startswith('stages')),
     'head_cpu': partial(head, 'cpu'), 'head_h100': partial(head, H100), 'head_share': head_share,
     'asl_cpu': partial(losses, 'cpu', 'asl', *ASL), 'csl_cpu': partial(losses, 'cpu', 'csl', *CSL),
     'coupled_cpu': partial(losses, 'cpu', 'asl coupled', *ASL),

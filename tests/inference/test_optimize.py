@@ -85,7 +85,7 @@ def test_the_model_is_not_changed_but_in_a_copy():
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet', 'mldecoder_scenes'])
 @torch.no_grad()
-def test_low_precision_is_no_worse_than_autocast(name):
+def test_low_precision_is_about_as_exact_as_autocast(name):
     model = unsettled(name)
     x = pictures(model, 8)
     expected = model(x)

@@ -29,7 +29,6 @@ from timm_miil.inference._input_list import write_list
 LABELS = ('ant', 'bee', 'cat', 'dog', 'elk')
 NUM_PICTURES = 40
 WORDS = ['--threshold', '0', '--batch-size', '2', '--part-size', '4', '--device', 'cpu']
-COMMAND = ['-m', 'timm_miil.cli.main', 'predict']
 ENVIRONMENT = os.environ | {'PYTHONPATH': str(Path(timm_miil.__file__).parents[1]), 'OMP_NUM_THREADS': '1'}
 
 
@@ -169,16 +168,35 @@ def test_what_is_missing_is_made_again_and_nothing_else(pictures, tagger, undist
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
 
 
+HELD = '''
+import sys, time
+from timm_miil.cli.main import main
+from timm_miil.inference import tagging
+
+write_part = tagging.write_part
+
+def held(path, *rest):
+    if path.name == 'part-000003.jsonl':
+        time.sleep(600)
+    write_part(path, *rest)
+
+tagging.write_part = held
+sys.exit(main())
+'''
+
+
 def test_a_killed_run_goes_on_to_the_same_bytes(pictures, model_dir, undisturbed, tmp_path):
     words = [str(pictures), '--model', str(model_dir), *WORDS, '--output-dir', str(tmp_path / 'out')]
+    (tmp_path / 'held.py').write_text(HELD)
     child = subprocess.Popen(
-        [sys.executable, *COMMAND, *words, '--workers', '1'], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-    while child.poll() is None and len(list((tmp_path / 'out').glob('part-*'))) < 2:
-        time.sleep(0.002)
+        [sys.executable, str(tmp_path / 'held.py'), 'predict', *words, '--workers', '1'], env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL)
+    while child.poll() is None and len(list((tmp_path / 'out').glob('part-*'))) < 3:
+        time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    assert child.wait() == -signal.SIGKILL
     before = parts(tmp_path / 'out')
-    assert before.items() <= undisturbed.items() and len(before) >= 2
+    assert before.items() <= undisturbed.items() and len(before) == 3
     assert main(['predict', *words, '--workers', '0']) == 0
     assert parts(tmp_path / 'out') == undisturbed
     assert json.loads((tmp_path / 'out' / 'summary.json').read_text()) == {
