@@ -1,4 +1,5 @@
 """What several rooms of the tests share: the fixtures' folder, a quickstart, the package built and installed."""
+import functools
 import os
 import shutil
 import subprocess
@@ -32,6 +33,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Times and thread counts of measurements are of one thread."""
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile` without its minutes: graphs are captured, and run as they are."""
+    import torch
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend='eager'))
 
 
 @pytest.fixture(scope='session')

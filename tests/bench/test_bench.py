@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from timm_miil import bench
 from timm_miil.bench import Case, Ceilings, Cost, Journal, contestants, environment, measuring, plan_groups
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 CPU = torch.device('cpu')
 CEILINGS = Ceilings(copy_gb_s=10.0, tflops={'fp32': 0.1, 'bf16': 0.1})
 TINY = Case(model='test_resnet', image_size=32)

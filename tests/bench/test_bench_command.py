@@ -6,6 +6,8 @@ from timm_miil import bench
 from timm_miil.bench import Case, Ceilings, environment
 from timm_miil.cli.main import main
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
 
 def test_the_command_measures_compares_and_says_what_is_slower(tmp_path, capsys):
     words = ['bench', 'test_resnet', '--variant', 'plain', '--image-size', '32', '--device', 'cpu', '--seconds', '0.01']

@@ -8,6 +8,7 @@ import torch
 from timm_miil import bench
 from timm_miil.bench import Case, contestants, measuring
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 CPU = torch.device('cpu')
 TINY = Case(model='test_resnet', image_size=32)
 
