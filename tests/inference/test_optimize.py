@@ -196,10 +196,15 @@ def test_the_last_reader_of_a_map_may_change_it_and_outputs_may_be_in_containers
 def test_one_norm_that_must_stay_does_not_keep_the_others():
     model = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))), Tampering())
     model[3].register_forward_hook(lambda module, inputs, output: output + 1)
+    seen = []
+    model[5].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     model, x = model.eval(), torch.rand(1, 3, 4, 4)
     fast = optimize_for_inference(model, example_input=x)
     torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-6)
-    assert [name for name, module in fast.named_modules() if isinstance(module, _BatchNorm)] == ['3', '10.norm']
+    assert [name for name, module in fast.named_modules() if isinstance(module, _BatchNorm)] == ['3', '5', '10.norm']
+    seen.clear()
+    fast(x)
+    assert len(seen) == 1
 
 
 @torch.no_grad()
@@ -217,12 +222,13 @@ def test_what_a_network_keeps_is_not_written_to():
         def __init__(self):
             super().__init__()
             self.map, self.cached = nn.Parameter(torch.rand(1, 8, 4, 4)), []
-            self.se, self.again = SEModule(8), SEModule(8)
+            self.se, self.again, self.once = SEModule(8), SEModule(8), SEModule(8)
 
         def forward(self, x):
             if not self.cached:
-                self.cached.append(x * 2)
-            return x + self.se(self.map) + self.again(x=self.cached[0]) + self.again(self.cached[0])
+                self.cached += [x * 2, x * 3]
+            mine, twice = self.se(self.map), self.again(x=self.cached[0]) + self.again(self.cached[0])
+            return x + mine + twice + self.once(self.cached[1])
 
     model, x = Cached().eval(), torch.rand(1, 8, 4, 4)
     fast = optimize_for_inference(model, example_input=x)

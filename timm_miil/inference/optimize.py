@@ -1,6 +1,7 @@
 """A copy of a network that computes the same for less: norms folded into layers, channels last, 16-bit weights."""
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeGuard, cast
 
@@ -10,6 +11,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from torch.utils.hooks import RemovableHandle
 
 from timm_miil._checks import check_choice
 from timm_miil._errors import PredictionError
@@ -185,6 +187,18 @@ class _Uses(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _run_once(
+        model: nn.Module, example: Tensor, handles: Iterable[RemovableHandle],
+        watched: contextlib.AbstractContextManager[object] = contextlib.nullcontext()) -> None:
+    """Run a network with hooks that are taken off then."""
+    try:
+        with watched:
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _find_folds(model: nn.Module, example: Tensor) -> list[Change]:
     """Changes that put norms into layers whose outputs they alone read, each called once."""
     uses = _Uses()
@@ -210,12 +224,7 @@ def _find_folds(model: nn.Module, example: Tensor) -> list[Change]:
         elif (type(module) in SCALES or _is_norm(module) and module.track_running_stats) and not (
                 module._forward_hooks or module._forward_pre_hooks):
             handles.append(module.register_forward_pre_hook(before_norm))
-    try:
-        with uses:
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run_once(model, example, handles, uses)
     users = [id(parameter) for module in names for parameter in module._parameters.values() if parameter is not None]
     shared = {key for key in users if users.count(key) > 1} if len(set(users)) < len(users) else set()
     return [
@@ -294,12 +303,7 @@ def _find_scales(model: nn.Module, example: Tensor) -> list[Change]:
                 module._forward_hooks or module._forward_pre_hooks):
             handles += [
                 module.register_forward_pre_hook(before), module.register_forward_hook(partial(after, name))]
-    try:
-        with uses:
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run_once(model, example, handles, uses)
     return [partial(_scale, name=name) for name, (tensor, reads) in inside.items() if uses.counts[tensor] == reads]
 
 
@@ -328,11 +332,7 @@ def _use_linear(model: nn.Module, example: Tensor) -> None:
         if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.groups == 1 and not any(
                 module.padding) and _has_own_weights(module):
             handles.append(module.register_forward_pre_hook(look))
-    try:
-        model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run_once(model, example, handles)
     for module in found:
         module.__class__ = _PointConv2d
 
